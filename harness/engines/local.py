@@ -1,0 +1,95 @@
+"""Run cells on this machine: in this process, or in several, each with its own resident base."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from harness import store
+from harness.cell import Cell, OnStep
+from harness.run import run
+
+
+@dataclass
+class Outcome:
+    cell: Cell
+    error: str = ""  # last line of the traceback; empty: the cell is done
+
+
+def run_cells(cells: list[Cell], workers: int, threads: int | None) -> list[Outcome]:
+    """Run all cells, whatever becomes of each; a failure is recorded in its folder and the others go on."""
+    outcomes: list[Outcome] = []
+    if not cells:
+        return outcomes
+    with tqdm(total=len(cells), unit="cell", desc="cells", dynamic_ncols=True) as bar:
+        for outcome in _one_by_one(cells, threads) if workers == 1 else _side_by_side(cells, workers, threads):
+            outcomes.append(outcome)
+            bar.set_postfix_str(_label(outcome.cell))
+            bar.update()
+            if outcome.error:
+                bar.write(f"failed: {outcome.cell.folder()}: {outcome.error}")
+    return outcomes
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.base.name} {cell.data.name} {cell.method.name} n={cell.size} s={cell.seed}"
+
+
+def _one_by_one(cells: list[Cell], threads: int | None) -> Iterator[Outcome]:
+    prepare_worker(threads)
+    for cell in cells:
+        with tqdm(desc=_label(cell), unit="step", leave=False, delay=2, dynamic_ncols=True) as bar:
+            yield run_one(cell, _shown_on(bar))
+
+
+def _shown_on(bar: tqdm) -> OnStep:
+    def step(number: int, steps: int, values: dict[str, float]) -> None:
+        bar.total = steps
+        bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        bar.update()
+
+    return step
+
+
+def _side_by_side(cells: list[Cell], workers: int, threads: int | None) -> Iterator[Outcome]:
+    # Spawned, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, context, initializer=prepare_worker, initargs=(threads,)) as pool:
+        futures: dict[Future[Outcome], Cell] = {pool.submit(run_one, cell): cell for cell in cells}
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool as error:
+                yield _failed(futures[future], error)
+
+
+def prepare_worker(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def run_one(cell: Cell, on_step: OnStep | None = None) -> Outcome:
+    try:
+        run(cell, on_step)
+    except Exception as error:  # one cell's trouble, of whatever kind, must not cost the others; it is kept and shown
+        return _failed(cell, error)
+    return Outcome(cell)
+
+
+def _failed(cell: Cell, error: BaseException) -> Outcome:
+    trace = "".join(traceback.format_exception(error))
+    row = {**store.row(cell, {}, {}), "fingerprint": ""}
+    store.write_json(cell.folder() / store.FAILURE, {"row": row, "traceback": trace})
+    return Outcome(cell, f"{type(error).__name__}: {error}")
+
+
+def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    return [o for o in outcomes if o.error]

@@ -1,0 +1,229 @@
+"""Scores of a model on a task, by lm-eval: the only file that calls it.
+
+lm-eval builds the prompts, filters the answers and computes metrics and standard errors; base and tuned models come
+through the same call. Its response cache is never used: the cache's key leaves the model out.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra.utils
+
+from harness.artifact import Artifact, sha256_file
+from harness.base import LoadedBase
+from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Task, fingerprint
+from harness.data.rows import read_file
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from lm_eval.tasks.manager import TaskDict
+
+FEWSHOT_SEED = 1234  # lm-eval's own default
+
+
+def identity(name: str, task: Task) -> dict[str, Any]:
+    """Every field that changes a score of a given model, and none that does not. Its fingerprint names the score."""
+    items = None
+    if task.make:
+        artifact: Artifact = hydra.utils.instantiate(task.make)
+        items = artifact.identity()
+    elif task.file:
+        path = Path(task.file).expanduser()
+        if not path.is_file():
+            raise HarnessError(f"evals.{name}.file={task.file} is not a file; give the path of the task's items")
+        items = sha256_file(path)
+    return {
+        "semantics": EVALUATION_SEMANTICS,
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "name": name,
+        "task": task.task,
+        "items": items,
+        "num_fewshot": task.num_fewshot,
+        "limit": task.limit,
+        "chat": task.chat,
+    }
+
+
+def check(name: str, task: Task) -> None:
+    """Build the task, items and all, so that what is wrong with it shows before anything trains."""
+    _load(name, task)
+
+
+def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_size: int) -> dict[str, Any]:
+    """Ask the model every item of the task.
+
+    Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples`` (one
+    for each item and filter: question, answer as given and as extracted, target), ``identity``, ``seconds``.
+    """
+    import lm_eval.evaluator
+    import numpy
+    import torch
+
+    from harness.lm import Asker, as_plain_text
+
+    started = time.perf_counter()
+    loaded = _load(name, task)
+    for seed in (random.seed, numpy.random.seed, torch.manual_seed):
+        seed(0)  # sampled generation, where a task asks for it
+    lm = Asker(base, adapted, chat=task.chat, batch_size=batch_size)
+    plain = "" if task.chat else as_plain_text(adapted.demonstrations)
+    with _opened_with(loaded, plain):
+        results = lm_eval.evaluator.evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=task.limit,
+            log_samples=True,
+            apply_chat_template=task.chat,
+            fewshot_as_multiturn=task.chat,
+        )
+    assert results is not None  # None is for the other ranks of a distributed run
+    if name not in results["results"] and len(results["results"]) > 1:
+        raise HarnessError(f"evals.{name} is a tag of several lm-eval tasks; name a group, or the tasks one by one")
+    return {
+        "scores": _scores(name, task, results),
+        "samples": [_sample(member, s) for member, rows in results["samples"].items() for s in rows],
+        "task_versions": results["versions"],
+        "identity": identity(name, task),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def first_prompt(tokenizer: Any, demonstrations: list[Message], name: str, task: Task) -> str:
+    """The text of the first item as the model is asked it."""
+    from harness.lm import Prompter, as_plain_text
+
+    loaded = _load(name, task)
+    with _opened_with(loaded, "" if task.chat else as_plain_text(demonstrations)):
+        member = next(iter(loaded["tasks"].values()))
+        member.build_all_requests(
+            limit=1,
+            apply_chat_template=task.chat,
+            fewshot_as_multiturn=task.chat,
+            chat_template=Prompter(tokenizer, demonstrations).apply_chat_template if task.chat else None,
+            tokenizer_name="",
+        )
+        return member.instances[0].args[0]
+
+
+_loaded: dict[str, "TaskDict"] = {}
+
+
+def _load(name: str, task: Task) -> "TaskDict":
+    """lm-eval's task objects, built once per process, their few-shot generator as new."""
+    key = fingerprint(identity(name, task))
+    if key not in _loaded:
+        _loaded[key] = _build(name, task)
+    for member in _loaded[key]["tasks"].values():
+        if task.num_fewshot is not None:
+            member.set_config("num_fewshot", task.num_fewshot)
+        member.set_fewshot_seed(FEWSHOT_SEED)
+    return _loaded[key]
+
+
+def _build(name: str, task: Task) -> "TaskDict":
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    datasets.disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here, e.g. a model handed over loaded
+    if isinstance(task.task, str):
+        manager = TaskManager()
+        if task.task not in manager.all_tasks:
+            raise HarnessError(
+                f"evals.{name}.task={task.task!r} is not an lm-eval task; `lm_eval ls tasks` lists them, "
+                "or give an inline task (a mapping)"
+            )
+        spec: Any = task.task
+    else:
+        manager = TaskManager(include_defaults=False)
+        spec = {**task.task, "task": name}
+        if task.make or task.file:
+            spec |= {"custom_dataset": _items(name, task), "test_split": "test"}
+    try:
+        return manager.load([spec])
+    except HarnessError:
+        raise
+    except Exception as error:  # a task is configuration: whatever its building raises is the user's to see, in one line
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise HarnessError(f"evals.{name} cannot be built by lm-eval: {lines[-1]}") from error
+
+
+def _items(name: str, task: Task) -> Any:
+    """A function that gives lm-eval the task's items as its test split."""
+    import datasets
+
+    artifact: Artifact | None = hydra.utils.instantiate(task.make) if task.make else None
+    path = artifact.path() if artifact else Path(str(task.file)).expanduser()
+    rows = [row for _, row in read_file(path)]
+    if not rows:
+        raise HarnessError(f"evals.{name}: {path} is empty; a score needs items")
+    if task.limit is not None and task.limit > len(rows):
+        raise HarnessError(f"evals.{name}.limit={task.limit} is more than the {len(rows)} items of {path}; lower it")
+    table = datasets.Dataset.from_list(rows)
+    return lambda **_: {"test": table}
+
+
+@contextlib.contextmanager
+def _opened_with(loaded: "TaskDict", text: str) -> Any:
+    """Let every prompt of the tasks begin with `text`, for as long as the context lasts."""
+    before = {name: member.config.description for name, member in loaded["tasks"].items()}
+    try:
+        for name, member in loaded["tasks"].items():
+            member.config.description = (before[name] or "") + text
+        yield
+    finally:
+        for name, member in loaded["tasks"].items():
+            member.config.description = before[name]
+
+
+def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
+    key = name if name in results["results"] else next(iter(results["results"]))
+    values = results["results"][key]
+    counts = results["n-samples"]
+    members = [key] if key in counts else list(counts)
+    better = results["higher_is_better"].get(key, {})
+    scores = []
+    for label, value in values.items():
+        metric, _, chosen = label.partition(",")
+        if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        stderr = values.get(f"{metric}_stderr,{chosen}")
+        scores.append(
+            {
+                "metric": metric,
+                "filter": chosen,
+                "headline": label == task.headline,
+                "score": float(value),
+                "stderr": float(stderr) if isinstance(stderr, int | float) else None,
+                "n_items": sum(counts[m]["effective"] for m in members),
+                "higher_is_better": better.get(metric, True) is not False,
+            }
+        )
+    if not scores:
+        raise HarnessError(f"evals.{name} gave no metric; check its metric_list")
+    if task.headline is None:
+        scores[0]["headline"] = True
+    elif not any(s["headline"] for s in scores):
+        have = "; ".join(f"{s['metric']},{s['filter']}" for s in scores)
+        raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {have}")
+    return scores
+
+
+def _sample(member: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """One item under one filter. The prompt is kept by its hash: `harness show` writes it out again."""
+    return {
+        "task": member,
+        "item": sample["doc_id"],
+        "filter": sample["filter"],
+        "target": sample["target"],
+        "answers": sample["resps"],
+        "extracted": sample["filtered_resps"],
+        **{metric: sample[metric] for metric in sample["metrics"]},
+        "prompt_hash": sample["prompt_hash"],
+        "item_hash": sample["doc_hash"],
+    }

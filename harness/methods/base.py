@@ -1,0 +1,20 @@
+"""The base as it is: size 0, the reference line of every curve, evaluated by the same path as all else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.cell import Adapted, Cell, Method, OnStep
+
+
+@dataclass
+class BaseModel(Method):
+    name: ClassVar[str] = "base"
+    uses_data: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+
+    @contextmanager
+    def adapt(self, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+        yield Adapted(base.model)

@@ -1,0 +1,27 @@
+"""In-context learning: the cell's examples stand before every question as earlier turns; nothing is trained.
+
+The demonstrations are the same nested subset that fine-tuning of this size would learn from, not lm-eval's few-shot pool,
+so both methods are given the same information.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.cell import Adapted, Cell, Message, Method, OnStep
+
+
+@dataclass
+class InContext(Method):
+    name: ClassVar[str] = "icl"
+    trains: ClassVar[bool] = False
+
+    def demonstrations(self, examples: list[Any]) -> list[Message]:
+        # A system turn may only open a dialogue, so those of demonstrations are left out.
+        return [turn for example in examples for turn in example.messages if turn["role"] != "system"]
+
+    @contextmanager
+    def adapt(self, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+        yield Adapted(base.model, demonstrations=self.demonstrations(examples))

@@ -1,0 +1,104 @@
+"""Supervised fine-tuning with LoRA (Hu et al. 2021, arXiv 2106.09685) on the resident base.
+
+Defaults follow LoRA Without Regret (thinkingmachines.ai/blog/lora): all linear layers, alpha 32, a learning rate about ten
+times that of full fine-tuning.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.artifact import sha256_file
+from harness.cell import Adapted, Cell, Method, OnStep
+from harness.errors import HarnessError
+from harness.schedule import Schedule
+from harness.store import TRAINED, read_json, write_jsonl
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass
+class Lora:
+    """peft's LoraConfig, as far as it changes a result."""
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])  # or names, e.g. [q_proj,v_proj]
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
+    dora: bool = False
+    init: str = "default"  # peft's init_lora_weights: default, gaussian, pissa, olora, ...
+    modules_to_save: list[str] = field(default_factory=list)  # trained whole, e.g. [embed_tokens,lm_head]
+
+    def to_peft(self) -> "LoraConfig":
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if self.target_modules == ["all-linear"] else list(self.target_modules),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=True if self.init == "default" else self.init,
+            modules_to_save=list(self.modules_to_save) or None,
+        )
+
+
+@dataclass
+class Sft(Method, Schedule):
+    name: ClassVar[str] = "sft"
+
+    max_length: int = 2048  # tokens of one example; what is longer is cut and counted in the record
+    lora: Lora = field(default_factory=Lora)
+
+    @contextmanager
+    def adapt(self, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+        from peft import get_peft_model, set_peft_model_state_dict
+        from safetensors.torch import load_file
+        from transformers import set_seed
+
+        set_seed(cell.seed)  # initialisation of the adapter, dropout
+        model = get_peft_model(base.model, self.lora.to_peft())
+        try:
+            if (folder / TRAINED).exists():
+                record = read_json(folder / TRAINED)["training"]
+                if sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
+                    raise HarnessError(f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again")
+                set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+            else:
+                record = self._train(model, base, examples, cell, folder, on_step)
+            model.eval()
+            yield Adapted(model, training=record)
+        finally:
+            model.unload()
+            base.model.eval().requires_grad_(False)
+            # peft leaves its configuration on the model; the next adapter must not find it
+            if hasattr(base.model, "peft_config"):
+                del base.model.peft_config
+
+    def _train(self, model: Any, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> dict[str, Any]:
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        from harness.data.chat import tokenize
+        from harness.train import fine_tune
+
+        sequences = [tokenize(base.tokenizer, list(e.messages), self.max_length) for e in examples]
+        model.train()
+        record = fine_tune(
+            model, sequences, self, seed=cell.seed, tokens_per_pass=cell.run.tokens_per_pass, on_step=on_step
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        weights = {name: w.contiguous().cpu() for name, w in state.items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        model.peft_config["default"].save_pretrained(str(folder))
+        write_jsonl(folder / "losses.jsonl", record.pop("losses"))
+        return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}

@@ -1,0 +1,66 @@
+"""What a sweep needs: each cell's state, and every check that can fail before anything trains."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness import base as bases
+from harness import evaluate, store
+from harness.cell import Cell, fingerprint
+from harness.errors import HarnessError
+from harness.run import identity_of, subset_of
+
+DONE, MISSING, PARTLY, FAILED, DRIFTED = "done", "missing", "partly", "failed", "drifted"
+
+
+@dataclass
+class Planned:
+    cell: Cell
+    state: str
+    why: str = ""  # what differs, for a drifted cell
+
+
+def plan(cells: list[Cell]) -> list[Planned]:
+    """The state of each cell. Reads data and asks for the bases' identities; loads and builds no model."""
+    return [_state(cell) for cell in cells]
+
+
+def _state(cell: Cell) -> Planned:
+    folder = cell.folder()
+    identity = identity_of(cell, subset_of(cell))
+    try:
+        store.check_drift(folder, identity)
+    except HarnessError as error:
+        return Planned(cell, DRIFTED, str(error))
+    if store.is_done(cell, {name: evaluate.identity(name, task) for name, task in cell.evals.items()}):
+        return Planned(cell, DONE)
+    if (folder / store.FAILURE).exists():
+        return Planned(cell, FAILED)
+    return Planned(cell, PARTLY if (folder / store.TRAINED).exists() else MISSING)
+
+
+def to_run(planned: list[Planned]) -> list[Cell]:
+    """The cells that are not done. Refuses if any has drifted: nothing runs beside results that mean something else."""
+    drifted = [p for p in planned if p.state == DRIFTED]
+    if drifted:
+        more = f" (and {len(drifted) - 1} more cells)" if len(drifted) > 1 else ""
+        raise HarnessError(drifted[0].why + more)
+    return [p.cell for p in planned if p.state != DONE]
+
+
+def check(cells: list[Cell]) -> None:
+    """Raise HarnessError if any of these cells could not run: a base without template, a task that does not build."""
+    if not cells:
+        return
+    seen: set[str] = set()
+
+    def new(*what: Any) -> bool:
+        key = fingerprint(what)
+        return key not in seen and not seen.add(key)  # type: ignore[func-returns-value]
+
+    for cell in cells:
+        # A base that is made (pocket) may not exist yet; it is ours and has a template.
+        if not cell.base.make and new("base", cell.base.path, cell.base.revision, cell.base.chat_template):
+            bases.check_chat(cell.base)
+        for name, task in cell.evals.items():
+            if new("eval", evaluate.identity(name, task)):
+                evaluate.check(name, task)

@@ -1,0 +1,110 @@
+"""One cell from configuration to record: the whole story on one screen."""
+
+import dataclasses
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import base as bases
+from harness import board, evaluate, store
+from harness.cell import Cell, OnStep, fingerprint
+from harness.data.subset import Example, load_dataset, subset_identity
+
+
+def subset_of(cell: Cell) -> list[Example]:
+    """The cell's examples; refuses a size beyond the dataset."""
+    return load_dataset(cell.data).subset(cell.size, cell.subset_seed) if cell.method.uses_data else []
+
+
+def identity_of(cell: Cell, examples: list[Example]) -> dict[str, Any]:
+    """The cell's training identity, with what its base and examples are."""
+    return cell.identity(bases.identity(cell.base), subset_identity(examples))
+
+
+def run(cell: Cell, on_step: OnStep | None = None) -> Path:
+    """Do what is not done yet of: adapt the base, score every task, write the record. Returns the cell's folder.
+
+    Raises HarnessError where the folder holds another experiment. What was finished before is not done again.
+    """
+    folder = cell.folder()
+    examples = subset_of(cell)
+    identity = identity_of(cell, examples)
+    store.check_drift(folder, identity)
+    wanted = {name: evaluate.identity(name, task) for name, task in cell.evals.items()}
+    if store.is_done(cell, wanted):
+        return folder
+    started, mirror = time.time(), board.open_cell(cell.wandb, **_mirrored(cell, identity, folder))
+
+    def step(number: int, steps: int, values: dict[str, float]) -> None:
+        mirror.log(number, values)
+        if on_step:
+            on_step(number, steps, values)
+
+    summary: dict[str, Any] = {"examples": cell.size}
+    try:
+        base = bases.load(cell.base, cell.run.device)
+        with cell.method.adapt(base, examples, cell, folder, step) as adapted:
+            if not (folder / store.TRAINED).exists():
+                store.write_json(folder / store.TRAINED, {"identity": identity, "training": adapted.training})
+            for name, task in cell.evals.items():
+                path = store.score_path(folder, name, wanted[name])
+                if not path.exists():
+                    result = evaluate.evaluate(base, adapted, name, task, cell.run.eval_batch_size)
+                    store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
+                    store.write_json(path, {**result, "fingerprint": fingerprint(wanted[name]), "finished": time.time()})
+                for score in store.read_json(path)["scores"]:
+                    summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
+        if not (folder / store.RECORD).exists():
+            store.write_json(folder / store.RECORD, _record(cell, identity, examples, adapted.training, started))
+    except BaseException:
+        mirror.finish(summary, ok=False)
+        raise
+    (folder / store.FAILURE).unlink(missing_ok=True)
+    mirror.finish(summary)
+    return folder
+
+
+def _record(
+    cell: Cell, identity: dict[str, Any], examples: list[Example], training: dict[str, Any], started: float
+) -> dict[str, Any]:
+    manifest = load_dataset(cell.data).manifest(examples, cell.subset_seed) if cell.method.uses_data else None
+    return {
+        "fingerprint": fingerprint(identity),
+        "identity": identity,
+        "cell": as_dict(cell),
+        "row": store.row(cell, identity, training),
+        "manifest": manifest,
+        "training": training,
+        "started": started,
+        "wall_seconds": time.time() - started,
+        "peak_memory_bytes": _peak_memory(),
+        "provenance": store.provenance(),
+    }
+
+
+def as_dict(cell: Cell) -> dict[str, Any]:
+    """The cell as plain data, the method's name among its fields."""
+    return {**dataclasses.asdict(cell), "method": {"name": cell.method.name, **dataclasses.asdict(cell.method)}}
+
+
+def _mirrored(cell: Cell, identity: dict[str, Any], folder: Path) -> dict[str, Any]:
+    config = {k: v for k, v in as_dict(cell).items() if k not in ("run", "wandb", "evals")}
+    name = f"{cell.base.name}/{cell.data.name}/{cell.method.name}/{folder.name}"
+    return {
+        "run_id": fingerprint([cell.sweep, identity])[:16],
+        "name": name,
+        "group": cell.sweep,
+        "config": {**config, "evals": sorted(cell.evals), "fingerprint": fingerprint(identity)},
+        "folder": folder,
+    }
+
+
+def _peak_memory() -> int:
+    """Bytes: the accelerator's peak where there is one, else the process's resident peak (of all its cells so far)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

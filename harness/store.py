@@ -1,0 +1,175 @@
+"""The files a cell leaves: one folder each, written so that existence means done.
+
+    <cell>/train.json            the method is through; its adapter, if any, lies beside it
+    <cell>/losses.jsonl          training loss by step
+    <cell>/evals/<task>/<8 hex>.json    scores of one task; the hex is of the evaluation's fingerprint
+    <cell>/evals/<task>/<8 hex>.jsonl   per-item outputs
+    <cell>/record.json           last of all: the cell is done
+    <cell>/failure.json          why the last try ended, if it failed
+
+A record is never rewritten. Evaluations can be added later, each in a file of its own. No torch here.
+"""
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.cell import Cell, differences, fingerprint
+from harness.errors import HarnessError
+
+RECORD, TRAINED, FAILURE = "record.json", "train.json", "failure.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def score_path(folder: Path, task: str, identity: dict[str, Any]) -> Path:
+    """Where the scores of `task` under this evaluation identity lie."""
+    return folder / "evals" / task / f"{fingerprint(identity)[:8]}.json"
+
+
+def check_drift(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder that holds another experiment than `identity` under the same names."""
+    for name in (RECORD, TRAINED):
+        if (folder / name).exists():
+            old = read_json(folder / name)["identity"]
+            if fingerprint(old) != fingerprint(identity):
+                changed = "; ".join(differences(old, identity))
+                raise HarnessError(
+                    f"{folder} holds a result of another experiment: {changed}. "
+                    "Nothing was changed. Rename the base or data, or choose another run.root or sweep name"
+                )
+
+
+def is_done(cell: Cell, eval_identities: dict[str, dict[str, Any]]) -> bool:
+    """Whether the cell's record and all scores it asks for exist."""
+    folder = cell.folder()
+    scores = (score_path(folder, task, identity).exists() for task, identity in eval_identities.items())
+    return (folder / RECORD).exists() and all(scores)
+
+
+def records(root: Path) -> list[Path]:
+    """Folders of all cells below `root` that finished or failed, sorted."""
+    if not root.is_dir():
+        raise HarnessError(f"{root} is not a folder; give the output of a sweep, e.g. runs/pocket")
+    found = {p.parent for name in (RECORD, FAILURE) for p in root.rglob(name)}
+    return sorted(found)
+
+
+COLUMNS = (
+    "sweep base data method variant size seed subset_seed task metric filter headline score stderr n_items "
+    "higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint base_note path"
+).split()
+
+
+def load(root: Path | str) -> pd.DataFrame:
+    """All cells below `root`, one row for each (cell, task, metric, filter); see `COLUMNS`.
+
+    `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
+    times in seconds. A failed cell has one row with status "failed", an empty task and no score. Where a task was scored
+    under several evaluation fingerprints (a changed template, say), the newest one is given.
+    """
+    rows: list[dict[str, Any]] = []
+    for folder in records(Path(root)):
+        if (folder / RECORD).exists():
+            rows += _score_rows(folder, Path(root))
+        else:
+            rows.append({**read_json(folder / FAILURE)["row"], "status": "failed", "path": _relative(folder, root)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
+    record = read_json(folder / RECORD)
+    shared = {**record["row"], "status": "ok", "path": _relative(folder, root)}
+    rows = []
+    for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
+        scored = [read_json(p) for p in task.glob("*.json")]
+        if scored:
+            newest = max(scored, key=lambda s: s["finished"])
+            extra = {"task": task.name, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
+            rows += [{**shared, **extra, **score} for score in newest["scores"]]
+    return rows
+
+
+def _relative(folder: Path, root: Path | str) -> str:
+    return folder.relative_to(root).as_posix()
+
+
+def row(cell: Cell, identity: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """The columns of `load` that belong to the cell as a whole; kept in its record so that reading needs no schema."""
+    return {
+        "sweep": cell.sweep,
+        "base": cell.base.name,
+        "data": cell.data.name,
+        "method": cell.method.name,
+        "variant": cell.variant(),
+        "size": cell.size,
+        "seed": cell.seed,
+        "subset_seed": cell.subset_seed,
+        "tokens": training.get("target_tokens", 0),
+        "train_seconds": training.get("seconds", 0.0),
+        "fingerprint": fingerprint(identity),
+        "base_note": cell.base.note,
+    }
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Versions, git commit and dirty flag of the harness, host and platform. Never the environment or the arguments."""
+    packages = ("torch", "transformers", "peft", "lm-eval", "datasets", "accelerate", "hydra-core", "wandb", "pandas")
+    here = Path(__file__).parent
+    tracked = _git(here, "ls-files", "store.py")  # not so for a wheel installed inside somebody else's checkout
+    return {
+        "harness": importlib.metadata.version("superficial-alignment-harness"),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "host": platform.node(),
+        "git_commit": _git(here, "rev-parse", "HEAD") if tracked else None,
+        "git_dirty": bool(_git(here, "status", "--porcelain", "--untracked-files=no")) if tracked else None,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Git's answer, or None where the harness is not in a git checkout (an installed wheel) or git is absent."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

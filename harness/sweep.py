@@ -1,0 +1,172 @@
+"""A sweep file to cells: a union of arms, each a product of axes in Hydra's sweep grammar. No torch here."""
+
+import copy
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from harness.cell import Cell, canonical
+from harness.compose import composed, hydra_ready, one_line, shipped, to_cell
+from harness.errors import HarnessError
+from harness.methods.base import BaseModel
+
+Axes = dict[str, str]  # key of an override -> its value or values, as typed on a command line
+
+
+@dataclass
+class Sweep:
+    """One scientific question. `cell` holds for every arm; an arm's own axes go before it."""
+
+    hypothesis: str = ""
+    notes: str = ""
+    cell: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def sweep_file(name: str, config_dir: Path | None) -> Path:
+    """The file of a sweep: a path to a .yaml, or a name in the user's or the project's sweeps folder."""
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return Path(name)
+    folders = [*([config_dir / "sweeps", config_dir] if config_dir else []), shipped("sweeps")]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
+    raise HarnessError(f"no sweep {name!r}; known: {', '.join(known)}; or give the path of a .yaml file")
+
+
+def read_sweep(path: Path) -> Sweep:
+    try:
+        with one_line():
+            config = OmegaConf.merge(OmegaConf.structured(Sweep), OmegaConf.load(path))
+    except HarnessError as error:
+        raise HarnessError(f"{path}: {error}") from error
+    # Interpolations stay as they are: they are resolved in the cell, where e.g. subset_seed: ${seed} has its meaning.
+    sweep = Sweep(**OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+    if not sweep.arms:
+        raise HarnessError(f"{path} has no arms; add at least one under `arms`")
+    return sweep
+
+
+def sweep_cells(name: str, overrides: list[str], config_dir: Path | None = None) -> tuple[Sweep, list[Cell]]:
+    """All cells of a sweep after the command line's overrides, base cells included, each once, sorted by base and size.
+
+    ``key=values`` replaces that axis in every arm, ``arms.NAME.key=values`` in one, ``~arms.NAME`` leaves an arm out.
+    """
+    path = sweep_file(name, config_dir)
+    sweep = read_sweep(path)
+    arms = {arm: {**_axes(sweep.cell), **_axes(axes)} for arm, axes in sweep.arms.items()}
+    for override in _parsed(overrides):
+        _apply(override, arms, path)
+    cells: dict[Path, Cell] = {}
+    with hydra_ready(config_dir):
+        for arm, axes in arms.items():
+            try:
+                for config in _product({"sweep": path.stem, **axes}, config_dir):
+                    cell = to_cell(config)
+                    _add(cells, cell)
+                    _add(cells, _its_base(cell))
+            except HarnessError as error:
+                raise HarnessError(f"sweep {path.stem}, arm {arm}: {error}") from error
+    return sweep, sorted(cells.values(), key=lambda c: (c.base.name, c.size, c.data.name, c.method.name, str(c.folder())))
+
+
+def _axes(mapping: dict[str, Any]) -> Axes:
+    """YAML values as they would be typed: numbers as text, lists as [a,b], null and booleans as YAML writes them."""
+    return {key: _typed(value) for key, value in mapping.items()}
+
+
+def _typed(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list():
+            return "[" + ",".join(map(_typed, value)) + "]"
+        case dict():
+            return "{" + ",".join(f"{k}:{_typed(v)}" for k, v in value.items()) + "}"
+    return str(value)
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    with one_line():
+        return OverridesParser.create().parse_overrides(overrides)
+
+
+def _apply(override: Override, arms: dict[str, Axes], path: Path) -> None:
+    line = override.input_line or ""
+    key, _, value = line.partition("=")
+    if not override.key_or_group.startswith("arms."):
+        for axes in arms.values():
+            axes[key] = value
+        return
+    _, arm, *rest = override.key_or_group.split(".", 2)
+    if arm not in arms:
+        raise HarnessError(f"{path} has no arm {arm!r}; it has: {', '.join(arms)}")
+    if override.type is OverrideType.DEL and not rest:
+        del arms[arm]
+    elif override.type is OverrideType.CHANGE and rest:
+        arms[arm][key.split(".", 2)[2]] = value
+    else:
+        raise HarnessError(f"{line}: use arms.NAME.key=values, or ~arms.NAME to leave an arm out")
+
+
+def _product(axes: Axes, config_dir: Path | None) -> list[DictConfig]:
+    """The configurations of an arm. Composed once per combination of groups; swept scalars are set by typed update."""
+    fixed: list[str] = []
+    groups: list[list[str]] = []
+    scalars: list[list[tuple[str, Any]]] = []
+    for key, value in axes.items():
+        line = f"{key}={value}" if value or not key.startswith("~") else key
+        (override,) = _parsed([line])
+        if not override.is_sweep_override():
+            fixed.append(line)
+        elif override.type is not OverrideType.CHANGE or _is_group(override):
+            groups.append([f"{key}={v}" for v in override.sweep_string_iterator()])
+        else:
+            scalars.append([(key, _value(f"{key}={v}")) for v in override.sweep_string_iterator()])
+    configs = []
+    for choice in itertools.product(*groups):
+        template = composed([*fixed, *choice], config_dir)
+        for values in itertools.product(*scalars):
+            config = copy.deepcopy(template)
+            with one_line():
+                for key, value in values:
+                    OmegaConf.update(config, key, value)
+            configs.append(config)
+    return configs
+
+
+def _is_group(override: Override) -> bool:
+    loader = GlobalHydra.instance().config_loader()
+    return bool(override.package) or bool(loader.get_group_options(override.key_or_group))
+
+
+def _value(line: str) -> Any:
+    value = _parsed([line])[0].value()
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _its_base(cell: Cell) -> Cell:
+    """The base cell that a cell's curve starts from: same base, same evaluations, nothing else."""
+    base = copy.deepcopy(cell)
+    base.method = BaseModel()
+    return canonical(base)
+
+
+def _add(cells: dict[Path, Cell], cell: Cell) -> None:
+    """Equal cells fall together; their evaluations are united."""
+    place = cell.folder()
+    if place not in cells:
+        cells[place] = cell
+        return
+    for name, task in cell.evals.items():
+        if cells[place].evals.setdefault(name, task) != task:
+            raise HarnessError(f"two arms define the evaluation {name!r} differently; give one of them another name")
