@@ -1,6 +1,7 @@
-"""The command line, and the only place where harness/ and analysis/ meet. Heavy imports wait until a command needs them."""
+"""The command line, the only place where harness/ and analysis/ meet. Heavy imports wait until a command needs them."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -54,6 +55,9 @@ def main() -> None:
     except HarnessError as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def sweep(arguments: list[str]) -> int:
@@ -110,7 +114,8 @@ def status(arguments: list[str]) -> int:
     parser.add_argument("runs", metavar="RUNS", type=Path)
     frame = _load(parser.parse_args(arguments).runs)
     done, failed = frame[frame.status == "ok"], frame[frame.status == "failed"]
-    print(f"{done.path.nunique()} cells done, {len(failed)} failed, {done.train_seconds.groupby(done.path).first().sum():.0f} s training")
+    seconds = done.drop_duplicates("path").train_seconds.sum()
+    print(f"{done.path.nunique()} cells done, {len(failed)} failed, {seconds:.0f} s of training")
     lead = done[done.headline.astype(bool)]
     if len(lead):
         keys = ["task", "base", "data", "method", "variant", "size"]
@@ -122,7 +127,9 @@ def status(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    parser = _parser("report", "Draw report.html, curves.png, curves.svg and points.csv in RUNS.", "harness report runs/pocket")
+    parser = _parser(
+        "report", "Draw report.html, curves.png, curves.svg and points.csv in RUNS.", "harness report runs/pocket"
+    )
     parser.add_argument("runs", metavar="RUNS", type=Path)
     _draw(parser.parse_args(arguments).runs)
     return 0
@@ -146,7 +153,9 @@ def show(arguments: list[str]) -> int:
     if record.is_file():
         cell = from_dict(read_json(record)["cell"])
     elif len(parsed.cell) == 1 and "=" not in Path(parsed.cell[0]).name:
-        raise HarnessError(f"{parsed.cell[0]} holds no {RECORD}; give a finished cell's folder, or overrides such as size=2")
+        raise HarnessError(
+            f"{parsed.cell[0]} holds no {RECORD}; give a finished cell's folder, or overrides such as size=2"
+        )
     else:
         cell = compose_cell(parsed.cell, users_folder(parsed.config_dir))
     show_cell(cell)
@@ -165,7 +174,9 @@ def evaluate(arguments: list[str]) -> int:
         "harness eval runs/pocket evals=pocket_quiz",
     )
     parser.add_argument("runs", metavar="RUNS", type=Path)
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="+", help="evals=NAME, and e.g. evals.NAME.limit=100 run.workers=2")
+    parser.add_argument(
+        "overrides", metavar="OVERRIDE", nargs="+", help="evals=NAME, and e.g. evals.NAME.limit=100 run.workers=2"
+    )
     parser.add_argument("--config-dir", help="your own configuration folder")
     parsed = parser.parse_intermixed_args(arguments)
     if not any(o.startswith("evals=") for o in parsed.overrides):
@@ -177,7 +188,7 @@ def evaluate(arguments: list[str]) -> int:
     for place in records(parsed.runs):
         if (place / RECORD).exists():
             cell = from_dict(read_json(place / RECORD)["cell"])
-            # Where the records lie now, also if the root was renamed; cells keep their scores, so only the new tasks count.
+            # Where the records lie now, also if the root was renamed.
             asked.run.root = str(place.parents[4])
             cell.evals, cell.run, cell.wandb = asked.evals, type(asked.run)(**vars(asked.run)), asked.wandb
             cells.append(cell)
@@ -186,7 +197,8 @@ def evaluate(arguments: list[str]) -> int:
     waiting = to_run(plan(cells))
     check(waiting)
     failed = failures(run_cells(waiting, asked.run.workers, asked.run.threads))
-    print(f"{len(waiting) - len(failed)} cells scored on {', '.join(asked.evals)}, {len(cells) - len(waiting)} had been before")
+    scored, before = len(waiting) - len(failed), len(cells) - len(waiting)
+    print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
     _draw(parsed.runs)
     _print_failed(failed)
     return 1 if failed else 0
@@ -208,7 +220,7 @@ def _sweep_arguments(command: str, arguments: list[str]) -> tuple[argparse.Names
     )
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*")
-    parser.add_argument("--config-dir", help="your own configuration folder, its sweeps in sweeps/; or HARNESS_CONFIG_DIR")
+    parser.add_argument("--config-dir", help="your own configuration folder, with sweeps/ in it")
     parser.add_argument("--cfg", action="store_true", help="print the composed cells as YAML and stop")
     parsed = parser.parse_intermixed_args(arguments)
     sweep, cells = sweep_cells(parsed.name, parsed.overrides, users_folder(parsed.config_dir))
@@ -248,7 +260,7 @@ def _draw(folder: Path, mirror: "Cell | None" = None) -> None:
     print(f"{page}\n{folder / 'curves.png'}")
 
 
-def _load(folder: Path):  # type: ignore[no-untyped-def]  # a DataFrame; pandas is imported only when needed
+def _load(folder: Path):  # a DataFrame; pandas is imported only when needed
     from harness.store import load
 
     frame = load(folder)

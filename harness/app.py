@@ -1,4 +1,4 @@
-"""`harness run`: one cell as a plain Hydra application, so --multirun, --cfg, sweepers, launchers and completion all work."""
+"""`harness run`: one cell as a plain Hydra application, so --multirun, --cfg, sweepers, launchers, completion work."""
 
 import os
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from harness.cell import Cell
-from harness.compose import compose_cell, one_line, register, shipped, to_cell, users_folder
+from harness.compose import compose_cell, register, shipped, to_cell, users_folder
 from harness.errors import HarnessError
 from harness.store import load
+from harness.sweep import parse
 
 
 @hydra.main(config_path=str(shipped("conf").resolve()), config_name="cell", version_base="1.3")
@@ -46,28 +46,30 @@ def headline(cell: Cell, folder: Path) -> float | None:
 
 
 def run_app(arguments: list[str]) -> None:
-    """`harness run ARGUMENTS`: check the overrides first, for Hydra's own errors are several lines long, then hand over."""
+    """`harness run ARGUMENTS`: check the overrides first, as Hydra's own errors are many lines long, then hand over."""
     flags = get_args_parser().parse_args(arguments)
     folder = users_folder(flags.config_dir)
     register()
     if not (flags.help or flags.hydra_help or flags.shell_completion):
-        compose_cell(first_of_each(flags.overrides), folder)
+        compose_cell(first_of_each(flags.overrides, flags.multirun), folder)
     if folder and not flags.config_dir:
         arguments = ["--config-dir", str(folder), *arguments]
     sys.argv = ["harness run", *arguments]
     hydra_app()
 
 
-def first_of_each(overrides: list[str]) -> list[str]:
-    """One cell of a multirun: the first value of each axis. What only a third-party sweeper understands is left to it."""
-    with one_line():
-        parsed = OverridesParser.create().parse_overrides(overrides)
+def first_of_each(overrides: list[str], multirun: bool) -> list[str]:
+    """One cell of a multirun: the first value of each axis. What only another sweeper understands is left to it."""
     chosen = []
-    for override in parsed:
+    for override in parse(overrides):
         line = override.input_line or ""
         if override.is_hydra_override() or override.is_interval_sweep():
             continue
         if override.is_sweep_override():
+            if not multirun:
+                raise HarnessError(
+                    f"{line} gives several values; add --multirun, or write a sweep and use harness sweep"
+                )
             line = line.partition("=")[0] + "=" + next(iter(override.sweep_string_iterator()))
         chosen.append(line)
     return chosen
@@ -80,5 +82,6 @@ def complete(arguments: list[str]) -> None:
     if len(words) > 1 and words[1] in ("run", "sweep", "plan"):
         skip = 2 if words[1] == "run" else 3  # harness sweep NAME overrides
         os.environ["COMP_LINE"] = " ".join(["harness", *words[skip:]])
-    sys.argv = ["harness", *arguments]
+    folder = users_folder(None)
+    sys.argv = ["harness", *(["--config-dir", str(folder)] if folder else []), *arguments]
     hydra_app()

@@ -62,7 +62,9 @@ def identity(base: Base) -> str:
         artifact: Artifact = hydra.utils.instantiate(base.make)
         return f"made:{artifact.identity()}"
     if not base.path:
-        raise HarnessError(f"the base {base.name!r} has neither `path` nor `make`; set base.path to a folder or a hub id")
+        raise HarnessError(
+            f"the base {base.name!r} has neither `path` nor `make`; set base.path to a folder or a hub id"
+        )
     if (folder := Path(base.path).expanduser()).is_dir():
         return f"sha256:{_folder_hash(folder)}"
     return f"commit:{_commit(base)}"
@@ -109,7 +111,9 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
         if not isinstance(dtype, torch.dtype):
             raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
         model = AutoModelForCausalLM.from_pretrained(**_where(base), dtype=dtype)
-        model.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+        model.to(  # type: ignore[arg-type]
+            "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+        )
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)
@@ -141,7 +145,9 @@ def _commit(base: Base) -> str:
     try:
         return str(huggingface_hub.HfApi().model_info(base.path, revision=base.revision, timeout=20).sha)
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise HarnessError(f"base.path={base.path!r} is neither a folder here nor a model on the hub; {mend}") from error
+        raise HarnessError(
+            f"base.path={base.path!r} is neither a folder here nor a model on the hub; {mend}"
+        ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
         cached = huggingface_hub.try_to_load_from_cache(base.path, "config.json", revision=base.revision)
         if isinstance(cached, str):

@@ -1,9 +1,9 @@
 """The mirror on Weights & Biases: one run a cell, one run a sweep with score against number of examples.
 
 The only file that imports wandb. Truth lies in the cells' records: W&B may be offline, down or absent, and no cell
-notices. Every call here puts work on one background thread of the process and returns, in order of the calls, so neither
-W&B's start (about one second a process) nor its network is ever waited for by training. What fails is logged once as a
-warning, and that run becomes silent. Offline runs lie in ``<folder>/wandb`` and go up later with ``wandb sync``.
+notices. Every call here puts work on one background thread of the process and returns, so that neither W&B's start
+(about one second a process) nor its network is ever waited for by training. What fails is logged once as a warning, and
+that run becomes silent. Offline runs lie in ``<folder>/wandb`` and go up later with ``wandb sync``.
 
 Nothing about the machine or the command is sent: no arguments, environment, host name, code, git state, packages,
 console output or system statistics. A run holds only the config, losses, scores, table and figure it is given.
@@ -68,10 +68,8 @@ class CellRun:
         line.put(what, step)
 
 
-def open_cell(
-    settings: Wandb, *, run_id: str, name: str, group: str, config: dict[str, Any], folder: Path
-) -> CellRun:
-    """Open the run of one cell; the same `run_id` always names the same run. `group` is the sweep, `config` the cell."""
+def open_cell(settings: Wandb, *, run_id: str, name: str, group: str, config: dict[str, Any], folder: Path) -> CellRun:
+    """Open the run of one cell; `run_id` names it for good; `group` is the sweep, `config` the cell."""
     if _mode(settings) == "disabled":
         return CellRun()
     line = _line(os.getpid())
@@ -100,7 +98,7 @@ def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Pat
         run.define_metric("*", step_metric="examples")
         rows = history(points)
         cells = points.astype(object).where(points.notna(), None)
-        rows[-1] |= {"points": wandb.Table(columns=list(points.columns), data=cells.values.tolist())}
+        rows[-1] |= {"points": wandb.Table(columns=list(points.columns), data=list(cells.to_numpy().tolist()))}
         rows[-1] |= {"figure": wandb.Image(str(figure))}
         for row in rows:
             run.log(row)
@@ -129,7 +127,7 @@ def history(points: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def settle(seconds: float = 30.0) -> bool:
-    """Wait until everything put so far is written, at most so long; whether it was. A process that exits waits by itself."""
+    """Wait until all put so far is written, at most so long; whether it was. A process that exits waits by itself."""
     try:
         _line(os.getpid()).pool.submit(lambda: None).result(timeout=seconds)
     except TimeoutError:
@@ -148,21 +146,23 @@ class _Line:
 
     def put(self, what: str, work: Callable[[], Any]) -> "Future[Any]":
         """Do `work` after all that was put before; its future holds None if it failed."""
-        # In the caller's thread: importing from two threads at once can hand out half-made modules.
-        import wandb  # noqa: F401
+        # W&B's own error reports and usage metrics: off unless the user says otherwise. They send tracebacks, and hold
+        # up the exit of a process by some 20 s where the server is slow. Read when wandb is first used.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # noqa: F401  in the caller's thread: two threads importing at once can meet half-made modules
 
         def guarded() -> Any:
             try:
                 return work()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # Broad on purpose, here at the edge: wandb raises its own errors, but also those of pydantic, protobuf,
-                # sockets and files. None of them may cost a cell its result; all of them are told, once each.
+                # sockets and files, and exits where its service does. None may cost a cell its result; all are told.
                 self.warn(what, error)
                 return None
 
         return self.pool.submit(guarded)
 
-    def warn(self, what: str, error: Exception) -> None:
+    def warn(self, what: str, error: BaseException) -> None:
         text = (str(error).splitlines() or [""])[0]
         if what not in self.warned:
             log.warning("W&B %s failed (%s: %s); results are not affected", what, type(error).__name__, text)
@@ -185,6 +185,7 @@ class _Line:
                 raise
             self.warn("online", error)
             self.modes[settings.mode] = "offline"  # for the rest of this process: no cell waits for the same again
+            wandb.teardown()  # its service still holds the id of the run that did not open
             return self.init(settings, folder, "offline", names)
 
     def init(self, settings: Wandb, folder: Path, mode: str, names: dict[str, Any]) -> Any:
@@ -201,7 +202,7 @@ class _Line:
         )
 
     def reach(self, mode: str) -> str:
-        """What `mode` comes to on this machine: online needs credentials, found without asking, and a server that answers."""
+        """What `mode` comes to here: online needs credentials, found without asking, and a server that answers."""
         import wandb
 
         wandb.setup(settings=wandb.Settings(silent=True))

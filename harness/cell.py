@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -33,11 +33,11 @@ class Base:
 
     name: str = MISSING
     path: str = ""  # hub id, or a folder with config.json, weights and tokenizer
-    revision: Optional[str] = None  # branch, tag or commit of a hub id; the commit it meant is recorded
-    gguf_file: Optional[str] = None  # the GGUF file inside `path`
-    make: Optional[dict[str, Any]] = None  # an Artifact (Hydra `_target_`) that yields `path`
+    revision: str | None = None  # branch, tag or commit of a hub id; the commit it meant is recorded
+    gguf_file: str | None = None  # the GGUF file inside `path`
+    make: dict[str, Any] | None = None  # an Artifact (Hydra `_target_`) that yields `path`
     dtype: str = "bfloat16"
-    chat_template: Optional[str] = None  # Jinja text; None: the tokenizer's own
+    chat_template: str | None = None  # Jinja text; None: the tokenizer's own
     note: str = ""  # shown wherever the base is, e.g. "post-trained start"
 
 
@@ -65,9 +65,9 @@ class Source:
 
     path: str = ""
     split: str = "train"  # of a hub dataset
-    subset: Optional[str] = None  # the hub dataset's configuration name
-    revision: Optional[str] = None
-    make: Optional[dict[str, Any]] = None
+    subset: str | None = None  # the hub dataset's configuration name
+    revision: str | None = None
+    make: dict[str, Any] | None = None
     form: Form = field(default_factory=Form)
     weight: float = 1.0  # share in a mixture, relative to the other sources
 
@@ -81,15 +81,17 @@ class Data:
 
 @dataclass
 class Task:
-    """One evaluation: an lm-eval task by name, or an inline one with its items from `file`, `make` or lm-eval's own keys."""
+    """One evaluation: an lm-eval task by name, or inline with its items from `file`, `make` or lm-eval's own keys."""
 
     task: Any = MISSING  # lm-eval task name, or a mapping in lm-eval's task format
-    file: Optional[str] = None  # local items (.jsonl, .json, .parquet)
-    make: Optional[dict[str, Any]] = None  # an Artifact that makes such a file
-    num_fewshot: Optional[int] = None  # lm-eval's own few-shot pool; None: the task's default
-    limit: Optional[int] = None  # the first so many items
-    chat: bool = True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
-    headline: Optional[str] = None  # the leading "metric,filter", e.g. exact_match,strict-match; None: the task's first
+    file: str | None = None  # local items (.jsonl, .json, .parquet)
+    make: dict[str, Any] | None = None  # an Artifact that makes such a file
+    num_fewshot: int | None = None  # lm-eval's own few-shot pool; None: the task's default
+    limit: int | None = None  # the first so many items
+    chat: bool = (
+        True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
+    )
+    headline: str | None = None  # the leading "metric/filter", e.g. exact_match/strict-match; None: the task's first
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Run:
     root: str = "runs"
     device: str = "auto"
     workers: int = 1  # processes that run cells side by side, each with its own resident base
-    threads: Optional[int] = None  # CPU threads of each worker; None: torch's choice
+    threads: int | None = None  # CPU threads of each worker; None: torch's choice
     eval_batch_size: int = 16
     tokens_per_pass: int = 4096  # packed into one forward pass of training; more is faster and needs more memory
 
@@ -108,7 +110,7 @@ class Run:
 class Wandb:
     mode: str = "auto"  # auto (online with a key and a network, else offline) | online | offline | disabled
     project: str = "superficial-alignment"
-    entity: Optional[str] = None
+    entity: str | None = None
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Adapted:
 
 @dataclass
 class Method:
-    """A way to use n examples. A subclass in `harness/methods/` is a valid `method=<name>`; its fields are its configuration."""
+    """A way to use n examples. Each subclass in `harness/methods/` is a `method=<name>`, its fields are settings."""
 
     name: ClassVar[str]
     uses_data: ClassVar[bool] = True
@@ -137,8 +139,8 @@ class Method:
     ) -> AbstractContextManager[Adapted]:
         """Apply the method to the resident `base` (a `harness.base.LoadedBase`) for as long as the context lasts.
 
-        `examples` are the cell's `harness.data.subset.Example`s, in order. What must outlive the process (an adapter) goes
-        into `folder`; if it is there already, it is loaded instead of made again. The base must leave as it came.
+        `examples` are the cell's `harness.data.subset.Example`s, in order. What must outlive the process (an adapter)
+        goes into `folder`; if it is there already, it is loaded instead of made again. The base must leave as it came.
         """
         raise NotImplementedError
 
@@ -163,11 +165,11 @@ class Cell:
         return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
 
     def folder(self) -> Path:
-        """``root/sweep/base/data/method/n…-s…-<variant>-<8 hex>``: readable, unique, and blind to what is inside the names."""
+        """``root/sweep/base/data/method/n…-s…-<variant>-<8 hex>``: readable, and unique among names."""
         for what, name in [("sweep", self.sweep), ("base.name", self.base.name), ("data.name", self.data.name)]:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
                 raise HarnessError(f"{what}={name!r} names a folder: use letters, digits, '.', '_' and '-', at most 80")
-        place = [self.base.name, self.data.name, self.method.name, dataclasses.asdict(self.method)]
+        place: list[Any] = [self.base.name, self.data.name, self.method.name, dataclasses.asdict(self.method)]
         place += [self.size, self.seed, self.subset_seed]
         readable = re.sub(r"[^A-Za-z0-9.=,_-]", "_", self.variant())[:60]
         seeds = f"s{self.seed}" if self.seed == self.subset_seed else f"s{self.seed}d{self.subset_seed}"
@@ -204,15 +206,20 @@ def canonical(cell: Cell) -> Cell:
     if not cell.method.uses_data:
         cell.data, cell.size, cell.subset_seed = Data(name="none"), 0, 0
     elif cell.size < 1:
-        raise HarnessError(f"size={cell.size}: method {cell.method.name} needs at least 1 example; size 0 is method=base")
+        raise HarnessError(
+            f"size={cell.size}: method {cell.method.name} needs at least 1 example; size 0 is method=base"
+        )
     if not cell.method.trains:
         cell.seed = 0
     return cell
 
 
 def fingerprint(value: Any) -> str:
-    """Sha256 (hex) of canonical JSON. Raises TypeError on what JSON cannot hold, rather than hash a repr."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Sha256 (hex) of canonical JSON. Raises on what JSON cannot hold, rather than hash a repr."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise HarnessError(f"a number in the configuration is not finite ({error})") from error
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Hydra composes: configuration files and overrides to typed cells. No torch here."""
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Iterator
@@ -7,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from harness.cell import Cell, canonical
 from harness.errors import HarnessError
@@ -26,7 +28,7 @@ def shipped(name: str) -> Path:
 
 
 def users_folder(argument: str | None) -> Path | None:
-    """The user's own configuration folder: ``--config-dir``, else ``$HARNESS_CONFIG_DIR``. Its sweeps are in ``sweeps/``."""
+    """The user's own configuration folder: ``--config-dir``, else ``$HARNESS_CONFIG_DIR``; sweeps in ``sweeps/``."""
     given = argument or os.environ.get("HARNESS_CONFIG_DIR")
     if given and not Path(given).expanduser().is_dir():
         raise HarnessError(f"the configuration folder {given} does not exist; check --config-dir or HARNESS_CONFIG_DIR")
@@ -63,6 +65,7 @@ def to_cell(config: DictConfig) -> Cell:
         missing = OmegaConf.missing_keys(config)
         if missing:
             raise HarnessError(f"no value for {', '.join(sorted(missing))}; set it, e.g. {min(missing)}=...")
+        _refuse_additions(config)
         cell = OmegaConf.to_object(config)
     assert isinstance(cell, Cell)
     return canonical(cell)
@@ -86,24 +89,40 @@ def from_dict(record: dict[str, Any]) -> Cell:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise into one line."""
+    """Turn what Hydra, OmegaConf and YAML raise into one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise HarnessError(_explain(error)) from error
 
 
 def _explain(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).partition(" Config search path:")[0]
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ConfigKeyError) and isinstance(cause.key, str):
-            known = [str(k) for k in (cause.parent_node or {})] or [str(k) for k in Cell.__dataclass_fields__]
-            close = difflib.get_close_matches(cause.key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-            return f"unknown key {cause.full_key or cause.key!r}; {hint}"
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and dataclasses.is_dataclass(cause.object_type):
+            return _unknown(cause.full_key or str(cause.key), str(cause.key), cause.object_type)
         deeper = cause.__cause__
         if deeper is not None and str(deeper).split() and " ".join(str(deeper).split()) not in text:
             text += "; " + " ".join(str(deeper).split())
         cause = deeper
     return text
+
+
+def _unknown(full: str, key: str, schema: Any) -> str:
+    known = [f.name for f in dataclasses.fields(schema)]
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {full!r}; " + (f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}")
+
+
+def _refuse_additions(node: Any, place: str = "") -> None:
+    """Hydra's ``+key=value`` adds what no dataclass has; it would be dropped in silence when the cell is made."""
+    schema = OmegaConf.get_type(node)
+    if isinstance(node, DictConfig):
+        for name in node:
+            key = str(name)
+            full = f"{place}.{key}" if place else key
+            if dataclasses.is_dataclass(schema) and key not in schema.__dataclass_fields__:
+                raise HarnessError(_unknown(full, key, schema))
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                _refuse_additions(node[key], full)

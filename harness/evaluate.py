@@ -51,7 +51,10 @@ def identity(name: str, task: Task) -> dict[str, Any]:
 
 def check(name: str, task: Task) -> None:
     """Build the task, items and all, so that what is wrong with it shows before anything trains."""
-    _load(name, task)
+    members = _load(name, task)["tasks"].values()
+    given = {f"{metric}/{f.name}" for m in members for metric in getattr(m, "_metric_fn_list", {}) for f in m._filters}
+    if task.headline and given and task.headline not in given:
+        raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
 
 
 def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_size: int) -> dict[str, Any]:
@@ -130,7 +133,9 @@ def _build(name: str, task: Task) -> "TaskDict":
     from lm_eval.tasks import TaskManager
 
     datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here, e.g. a model handed over loaded
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns of what is meant here, e.g. a model handed over loaded
     if isinstance(task.task, str):
         manager = TaskManager()
         if task.task not in manager.all_tasks:
@@ -148,7 +153,9 @@ def _build(name: str, task: Task) -> "TaskDict":
         return manager.load([spec])
     except HarnessError:
         raise
-    except Exception as error:  # a task is configuration: whatever its building raises is the user's to see, in one line
+    except (
+        Exception
+    ) as error:  # a task is configuration: whatever its building raises is the user's to see, in one line
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise HarnessError(f"evals.{name} cannot be built by lm-eval: {lines[-1]}") from error
 
@@ -197,7 +204,7 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
             {
                 "metric": metric,
                 "filter": chosen,
-                "headline": label == task.headline,
+                "headline": f"{metric}/{chosen}" == task.headline,
                 "score": float(value),
                 "stderr": float(stderr) if isinstance(stderr, int | float) else None,
                 "n_items": sum(counts[m]["effective"] for m in members),
@@ -209,7 +216,7 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
     if task.headline is None:
         scores[0]["headline"] = True
     elif not any(s["headline"] for s in scores):
-        have = "; ".join(f"{s['metric']},{s['filter']}" for s in scores)
+        have = "; ".join(f"{s['metric']}/{s['filter']}" for s in scores)
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {have}")
     return scores
 

@@ -53,7 +53,9 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
                 if not path.exists():
                     result = evaluate.evaluate(base, adapted, name, task, cell.run.eval_batch_size)
                     store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
-                    store.write_json(path, {**result, "fingerprint": fingerprint(wanted[name]), "finished": time.time()})
+                    store.write_json(
+                        path, {**result, "fingerprint": fingerprint(wanted[name]), "finished": time.time()}
+                    )
                 for score in store.read_json(path)["scores"]:
                     summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
         if not (folder / store.RECORD).exists():

@@ -24,10 +24,11 @@ def show_cell(cell: Cell, examples: int = 2) -> None:
             tokens = tokenize(tokenizer, list(example.messages), getattr(cell.method, "max_length", sys.maxsize))
             print(f"\n## training example {example.id[:12]}: {len(tokens.ids)} tokens, {sum(tokens.learned)} learned")
             for token, learned in zip(tokens.ids, tokens.learned, strict=True):
-                print(_line(token, tokenizer.decode([token]), learned))
+                print(_line(token, str(tokenizer.decode([token])), learned))
     for name, task in cell.evals.items():
         prompt = evaluate.first_prompt(tokenizer, cell.method.demonstrations(subset), name, task)
-        print(f"\n## evaluation {name}, first item, {'chat template' if task.chat else 'plain text'}\n{prompt}⟨the model goes on here⟩")
+        form = "chat template" if task.chat else "plain text"
+        print(f"\n## evaluation {name}, first item, {form}\n{prompt}⟨the model goes on here⟩")
 
 
 def _line(token: int, text: str, learned: bool) -> str:

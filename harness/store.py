@@ -92,8 +92,9 @@ def records(root: Path) -> list[Path]:
 
 
 COLUMNS = (
-    "sweep base data method variant size seed subset_seed task metric filter headline score stderr n_items "
-    "higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint base_note path"
+    "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
+    "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
+    "base_note path"
 ).split()
 
 
@@ -101,8 +102,8 @@ def load(root: Path | str) -> pd.DataFrame:
     """All cells below `root`, one row for each (cell, task, metric, filter); see `COLUMNS`.
 
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
-    times in seconds. A failed cell has one row with status "failed", an empty task and no score. Where a task was scored
-    under several evaluation fingerprints (a changed template, say), the newest one is given.
+    times in seconds. A failed cell has one row with status "failed", an empty task and no score. Where a task was
+    scored under several evaluation fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):

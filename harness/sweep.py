@@ -62,7 +62,7 @@ def sweep_cells(name: str, overrides: list[str], config_dir: Path | None = None)
     path = sweep_file(name, config_dir)
     sweep = read_sweep(path)
     arms = {arm: {**_axes(sweep.cell), **_axes(axes)} for arm, axes in sweep.arms.items()}
-    for override in _parsed(overrides):
+    for override in parse(overrides):
         _apply(override, arms, path)
     cells: dict[Path, Cell] = {}
     with hydra_ready(config_dir):
@@ -73,8 +73,11 @@ def sweep_cells(name: str, overrides: list[str], config_dir: Path | None = None)
                     _add(cells, cell)
                     _add(cells, _its_base(cell))
             except HarnessError as error:
-                raise HarnessError(f"sweep {path.stem}, arm {arm}: {error}") from error
-    return sweep, sorted(cells.values(), key=lambda c: (c.base.name, c.size, c.data.name, c.method.name, str(c.folder())))
+                hint = "" if len(arms) == 1 else f" (arms.{arm}.key=value sets one arm only)"
+                raise HarnessError(f"sweep {path.stem}, arm {arm}: {error}{hint}") from error
+    return sweep, sorted(
+        cells.values(), key=lambda c: (c.base.name, c.size, c.data.name, c.method.name, str(c.folder()))
+    )
 
 
 def _axes(mapping: dict[str, Any]) -> Axes:
@@ -95,9 +98,16 @@ def _typed(value: Any) -> str:
     return str(value)
 
 
-def _parsed(overrides: list[str]) -> list[Override]:
-    with one_line():
-        return OverridesParser.create().parse_overrides(overrides)
+def parse(overrides: list[str]) -> list[Override]:
+    """Hydra's reading of command-line overrides."""
+    parser, parsed = OverridesParser.create(), []
+    for override in overrides:
+        try:
+            with one_line():
+                parsed.append(parser.parse_override(override))
+        except HarnessError as error:
+            raise HarnessError(f"the override {override!r} cannot be read: {error}") from error
+    return parsed
 
 
 def _apply(override: Override, arms: dict[str, Axes], path: Path) -> None:
@@ -125,7 +135,7 @@ def _product(axes: Axes, config_dir: Path | None) -> list[DictConfig]:
     scalars: list[list[tuple[str, Any]]] = []
     for key, value in axes.items():
         line = f"{key}={value}" if value or not key.startswith("~") else key
-        (override,) = _parsed([line])
+        (override,) = parse([line])
         if not override.is_sweep_override():
             fixed.append(line)
         elif override.type is not OverrideType.CHANGE or _is_group(override):
@@ -150,7 +160,7 @@ def _is_group(override: Override) -> bool:
 
 
 def _value(line: str) -> Any:
-    value = _parsed([line])[0].value()
+    value = parse([line])[0].value()
     return value.text if isinstance(value, QuotedString) else value
 
 

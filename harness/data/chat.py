@@ -4,9 +4,12 @@ The rule: the model is trained on exactly the token sequence it will see and mus
 is tokenised as evaluation tokenises it, and the completion continues from there, up to and with the end-of-turn token.
 """
 
+import datetime
 import functools
 from dataclasses import dataclass
 from typing import Any
+
+import jinja2
 
 from harness.cell import Message
 from harness.errors import HarnessError
@@ -21,22 +24,47 @@ class Tokens:
     truncated: bool = False
 
 
+def _fixed_day(form: str) -> str:
+    """Llama 3's own default day. A template that asks for today's would make a result depend on when it was made."""
+    return datetime.date(2024, 7, 26).strftime(form)
+
+
+TEMPLATE_ARGUMENTS = {"strftime_now": _fixed_day}
+
+
 def render(tokenizer: Any, messages: list[Message], *, ask: bool) -> str:
     """The text of the turns in the tokenizer's chat template; with `ask`, up to where the assistant begins to speak."""
     if not tokenizer.chat_template:
         raise HarnessError("this base has no chat template; give it one in base.chat_template (Jinja text)")
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **TEMPLATE_ARGUMENTS)
+    except jinja2.TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise HarnessError(f"the base's chat template refuses turns of {roles}: {error}") from error
 
 
 @functools.lru_cache(maxsize=8)
-def end_of_turn(tokenizer: Any) -> str:
-    """What the template writes after the assistant's words, e.g. ``<|im_end|>``; the eos token where it writes nothing."""
+def _ending(tokenizer: Any) -> tuple[str, str]:
+    """What the template writes after the assistant's last words, and what of it is learned: up to the end of the turn.
+
+    Phi-3 writes ``<|end|>`` and then, if nobody is to speak next, ``<|endoftext|>``: only the first ends the turn.
+    """
     marker = "\u2603ANSWER\u2603"
     text = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}], ask=False)
-    end = text.rpartition(marker)[2].strip()
-    if not end and not tokenizer.eos_token:
-        raise HarnessError("neither the chat template nor the tokenizer has an end-of-turn token; the end cannot be learned")
-    return end or tokenizer.eos_token
+    written = text.rpartition(marker)[2]
+    first = (token for token in tokenizer.get_added_vocab() if written.strip().startswith(token))
+    end = max(first, key=len, default=written.strip()) or tokenizer.eos_token
+    if not end:
+        raise HarnessError(
+            "neither the chat template nor the tokenizer has an end-of-turn token; the end cannot be learned"
+        )
+    before, found, _ = written.partition(end)
+    return written, before + end if found else end
+
+
+def end_of_turn(tokenizer: Any) -> str:
+    """What ends the assistant's turn, e.g. ``<|im_end|>``; the eos token where the template writes nothing."""
+    return _ending(tokenizer)[1].strip()
 
 
 def stop_ids(tokenizer: Any) -> list[int]:
@@ -55,7 +83,7 @@ def tokenize(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
 
     A sequence longer than `max_length` tokens loses its end and is marked `truncated`.
     """
-    end = end_of_turn(tokenizer)
+    written, learned_end = _ending(tokenizer)
     ids: list[int] = []
     learned: list[bool] = []
     done = ""  # the text that `ids` stands for
@@ -64,13 +92,13 @@ def tokenize(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
             continue
         prompt = render(tokenizer, messages[:i], ask=True)
         full = render(tokenizer, messages[: i + 1], ask=False)
-        if not full.startswith(prompt) or not prompt.startswith(done):
+        if not full.startswith(prompt) or not full.endswith(written) or not prompt.startswith(done):
             raise HarnessError(
                 "the chat template rewrites earlier turns when later ones are added, so what is learned would not be "
                 "what is asked; give a plain template in base.chat_template"
             )
         # Later whitespace ("\n" after <|im_end|>) belongs to the next prompt; the end of turn is the last thing learned.
-        full = full.rstrip() if full.rstrip().endswith(end) else full.rstrip() + end
+        full = full.removesuffix(written) + learned_end
         asked = _continue(tokenizer, ids, done, prompt)
         whole = _continue(tokenizer, asked, prompt, full)
         learned += [False] * (len(asked) - len(ids)) + [True] * (len(whole) - len(asked))

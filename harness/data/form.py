@@ -12,7 +12,18 @@ from harness.data.rows import Row
 from harness.errors import HarnessError
 
 _ROLES = ("system", "user", "assistant")
-_jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+def _no_null(value: Any) -> Any:
+    """Jinja would write a null as the word None, and the model would learn it."""
+    if value is None:
+        raise jinja2.UndefinedError("null")
+    return value
+
+
+_jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_no_null
+)
 
 
 @functools.cache
@@ -33,6 +44,12 @@ def to_messages(form: Form, row: Row, place: str) -> list[Message]:
     messages = _from_conversation(form, row, place) if form.conversation else _from_columns(form, row, place)
     if not messages or messages[-1]["role"] != "assistant":
         raise HarnessError(f"{place}: the last turn must be the assistant's, there is nothing to learn otherwise")
+    if next(m["role"] for m in messages if m["role"] != "system") != "user":
+        raise HarnessError(f"{place}: the dialogue must open with the user's turn; remove what stands before it")
+    try:
+        "".join(m["content"] for m in messages).encode()
+    except UnicodeEncodeError as error:
+        raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); remove or mend the row") from error
     if not messages[-1]["content"].strip():
         raise HarnessError(f"{place}: the assistant's last turn is empty; remove the row or mend it")
     return messages
@@ -48,6 +65,8 @@ def _from_columns(form: Form, row: Row, place: str) -> list[Message]:
             raise HarnessError(
                 f"{place}: the template {turn.content!r} needs a column that is missing ({error}); the row has: {columns}"
             ) from error
+        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError) as error:
+            raise HarnessError(f"{place}: the template {turn.content!r} fails on this row: {error}") from error
         messages.append({"role": _role(turn.role, {}, place), "content": content})
     return [m for m in messages if m["role"] != "system" or m["content"].strip()]
 
@@ -56,12 +75,16 @@ def _from_conversation(form: Form, row: Row, place: str) -> list[Message]:
     turns = row.get(form.conversation)
     if not isinstance(turns, list):
         columns = ", ".join(sorted(row))
-        raise HarnessError(f"{place}: the column {form.conversation!r} does not hold a list of turns; the row has: {columns}")
+        raise HarnessError(
+            f"{place}: the column {form.conversation!r} does not hold a list of turns; the row has: {columns}"
+        )
     messages = []
     for turn in turns:
         content = turn.get(form.content_key) if isinstance(turn, dict) else None
         if not isinstance(content, str) or form.role_key not in turn:
-            raise HarnessError(f"{place}: a turn needs text under {form.role_key!r} and {form.content_key!r}: {turn!r:.80}")
+            raise HarnessError(
+                f"{place}: a turn needs text under {form.role_key!r} and {form.content_key!r}: {turn!r:.80}"
+            )
         role = _role(turn[form.role_key], form.roles, place)
         if form.unwrap and role == "user":
             content = re.sub(rf"\A(?:{form.unwrap})", "", content)

@@ -28,7 +28,9 @@ class GymRows:
         try:
             version = importlib.metadata.version("reasoning-gym")
         except importlib.metadata.PackageNotFoundError as error:
-            raise HarnessError("reasoning-gym is not installed; pip install 'superficial-alignment-harness[smol]'") from error
+            raise HarnessError(
+                "reasoning-gym is not installed; pip install 'superficial-alignment-harness[smol]'"
+            ) from error
         return fingerprint(["reasoning-gym", version, self.task, self.rows, self.seed, dict(self.config)])
 
     def path(self) -> Path:

@@ -38,7 +38,7 @@ def read_file(path: Path) -> Iterator[tuple[str, Row]]:
                     for row in batch.to_pylist():
                         number += 1
                         yield f"{path}: row {number}", row
-            except pyarrow.ArrowException as error:
+            except (pyarrow.ArrowException, OSError) as error:  # a broken page is an OSError
                 raise HarnessError(f"{path} cannot be read as Parquet: {error}") from error
         case _:
             raise HarnessError(f"{path}: unknown kind of file; convert it to .jsonl, .json or .parquet")
@@ -51,7 +51,9 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise HarnessError(f"{path}:{number} is not valid JSON ({error}); mend or remove the line") from error
+                    raise HarnessError(
+                        f"{path}:{number} is not valid JSON ({error}); mend or remove the line"
+                    ) from error
                 yield _checked(f"{path}:{number}", row)
 
 

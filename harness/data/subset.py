@@ -42,8 +42,8 @@ class Dataset:
         """The first `size` examples in the order of `seed`.
 
         Within a source the order is that of the hashes. Sources are dealt by weight: the r-th example of a source with
-        weight w stands at (r + 1/2) / w, so each prefix holds the sources in the ratio of their weights to within one
-        example, until a source runs out.
+        weight w stands at (r + 1/2) / w, so each prefix holds the sources in the ratio of their weights, to within one
+        example for two or three sources and half their number for more, until a source runs out.
         """
         if size > len(self):
             raise HarnessError(
@@ -90,7 +90,9 @@ _loaded: dict[str, Dataset] = {}
 
 def load_dataset(data: Data) -> Dataset:
     """Read and check every row of every source; kept in memory, since all sizes and seeds are cut from it."""
-    key = fingerprint(dataclasses.asdict(data))
+    local = [Path(s.path).expanduser() for s in data.sources.values() if s.path]
+    changed = [p.stat().st_mtime_ns for p in local if p.is_file()]
+    key = fingerprint([dataclasses.asdict(data), changed])
     if key not in _loaded:
         _loaded[key] = _load(data)
     return _loaded[key]
@@ -99,10 +101,13 @@ def load_dataset(data: Data) -> Dataset:
 def _load(data: Data) -> Dataset:
     if not data.sources:
         raise HarnessError(f"the dataset {data.name!r} has no sources; name a file under data.sources")
-    examples, revisions, weights = {}, {}, {}
+    examples: dict[str, list[Example]] = {}
+    revisions, weights = {}, {}
     for name, source in data.sources.items():
-        if source.weight <= 0:
-            raise HarnessError(f"data.sources.{name}.weight={source.weight} must be above 0; leave the source out instead")
+        if not 1e-6 <= source.weight <= 1e6:
+            raise HarnessError(
+                f"data.sources.{name}.weight={source.weight} must be above 0; leave the source out instead"
+            )
         if source.make:
             artifact: Artifact = hydra.utils.instantiate(source.make)
             revisions[name], rows = artifact.identity(), read_file(artifact.path())

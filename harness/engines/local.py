@@ -1,5 +1,6 @@
 """Run cells on this machine: in this process, or in several, each with its own resident base."""
 
+import contextlib
 import multiprocessing
 import os
 import traceback
@@ -7,12 +8,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
+import hydra.utils
 from tqdm import tqdm
 
 from harness import store
-from harness.cell import Cell, OnStep
+from harness.artifact import Artifact
+from harness.cell import Cell, OnStep, fingerprint
 from harness.run import run
+
+_SPAWN = multiprocessing.get_context("spawn")  # not forked: torch's threads do not survive a fork
 
 
 @dataclass
@@ -26,6 +32,7 @@ def run_cells(cells: list[Cell], workers: int, threads: int | None) -> list[Outc
     outcomes: list[Outcome] = []
     if not cells:
         return outcomes
+    prepare(cells, workers)
     with tqdm(total=len(cells), unit="cell", desc="cells", dynamic_ncols=True) as bar:
         for outcome in _one_by_one(cells, threads) if workers == 1 else _side_by_side(cells, workers, threads):
             outcomes.append(outcome)
@@ -34,6 +41,28 @@ def run_cells(cells: list[Cell], workers: int, threads: int | None) -> list[Outc
             if outcome.error:
                 bar.write(f"failed: {outcome.cell.folder()}: {outcome.error}")
     return outcomes
+
+
+def prepare(cells: list[Cell], workers: int) -> None:
+    """Make once what several cells need (a pocket base, generated rows), side by side as the cells will run.
+
+    A failure is left for the cells to meet, so that it is recorded with each of them.
+    """
+    making = {fingerprint(c.base.make): c.base.make for c in cells if c.base.make}
+    if workers == 1 or len(making) == 1:
+        return  # the first cell that needs one makes it, in plain sight
+    with ProcessPoolExecutor(workers, _SPAWN, initializer=prepare_worker, initargs=(_threads(None, workers),)) as pool:
+        for future in [pool.submit(make, description) for description in making.values()]:
+            future.exception()
+
+
+def make(description: dict[str, Any]) -> None:
+    artifact: Artifact = hydra.utils.instantiate(description)
+    artifact.path()
+
+
+def _threads(threads: int | None, workers: int) -> int:
+    return threads or max(1, (os.cpu_count() or 1) // workers)
 
 
 def _label(cell: Cell) -> str:
@@ -57,16 +86,25 @@ def _shown_on(bar: tqdm) -> OnStep:
 
 
 def _side_by_side(cells: list[Cell], workers: int, threads: int | None) -> Iterator[Outcome]:
-    # Spawned, not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, context, initializer=prepare_worker, initargs=(threads,)) as pool:
+    limit = _threads(threads, workers)
+    with _bars_off(), ProcessPoolExecutor(workers, _SPAWN, initializer=prepare_worker, initargs=(limit,)) as pool:
         futures: dict[Future[Outcome], Cell] = {pool.submit(run_one, cell): cell for cell in cells}
         for future in as_completed(futures):
             try:
                 yield future.result()
             except BrokenProcessPool as error:
                 yield _failed(futures[future], error)
+
+
+@contextlib.contextmanager
+def _bars_off() -> Iterator[None]:
+    """Processes started now draw no progress bars of their own (tqdm reads this when it is imported)."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
 
 
 def prepare_worker(threads: int | None) -> None:

@@ -41,12 +41,12 @@ class Lora:
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes fractions too
             lora_dropout=self.dropout,
             target_modules="all-linear" if self.target_modules == ["all-linear"] else list(self.target_modules),
             use_rslora=self.rslora,
             use_dora=self.dora,
-            init_lora_weights=True if self.init == "default" else self.init,
+            init_lora_weights=True if self.init == "default" else self.init,  # type: ignore[arg-type]
             modules_to_save=list(self.modules_to_save) or None,
         )
 
@@ -70,7 +70,9 @@ class Sft(Method, Schedule):
             if (folder / TRAINED).exists():
                 record = read_json(folder / TRAINED)["training"]
                 if sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
-                    raise HarnessError(f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again")
+                    raise HarnessError(
+                        f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again"
+                    )
                 set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
             else:
                 record = self._train(model, base, examples, cell, folder, on_step)
@@ -83,7 +85,9 @@ class Sft(Method, Schedule):
             if hasattr(base.model, "peft_config"):
                 del base.model.peft_config
 
-    def _train(self, model: Any, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> dict[str, Any]:
+    def _train(
+        self, model: Any, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep
+    ) -> dict[str, Any]:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 

@@ -1,0 +1,85 @@
+"""What a configuration names: two bases, and the rows of two tasks. Built on first use, then only read."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.artifact import build_once, cache_dir
+from harness.errors import HarnessError
+from harness.pocket import corpus, pretrain, rows, text, tokenizer, world
+
+VERSION = 1
+"""Raised by hand when code changes a result that no constant below shows."""
+
+BASES = {
+    "s": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=2200, learning_rate=3e-3),
+    "m": pretrain.Recipe(hidden=144, layers=3, heads=4, feed_forward=432, steps=2200, learning_rate=1e-3),
+}
+TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz")
+
+
+@dataclass(frozen=True)
+class PocketBase:
+    """A base model of about 0.3M (``s``) or 1M (``m``) parameters that knows the facts and not the rule."""
+
+    size: str = "m"
+
+    def __post_init__(self) -> None:
+        _one_of("size", self.size, tuple(BASES))
+
+    def identity(self) -> str:
+        return _digest(
+            kind="base",
+            recipe=asdict(BASES[self.size]),
+            vocabulary=tokenizer.vocabulary(),
+            chat_template=tokenizer.CHAT_TEMPLATE,
+            context=tokenizer.CONTEXT,
+            corpus=corpus.constants(),
+        )
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"base-{self.size}-{self.identity()[:12]}"
+        return build_once(folder, lambda scratch: pretrain.pretrain(BASES[self.size], scratch))
+
+
+@dataclass(frozen=True)
+class PocketRows:
+    """A JSONL file: rows with a prompt and a completion to ``train`` on, items to be asked in ``dev`` and ``test``.
+
+    The facts have two forms: a ``chat`` question, which pretraining never saw, and a ``quiz`` line as pretraining
+    told it, to be asked without the chat template. Every choice is made on ``dev``; ``test`` is for reporting.
+    """
+
+    task: str
+    split: str = "train"
+    form: str = "chat"
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, TASKS)
+        _one_of("split", self.split, SPLITS)
+        _one_of("form", self.form, FORMS if self.task == "facts" else ("chat",))
+
+    def identity(self) -> str:
+        return _digest(
+            kind="rows", **asdict(self), text=text.constants(), world=world.constants(), choices=rows.CHOICES
+        )
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"{self.task}-{self.split}-{self.form}-{self.identity()[:12]}"
+        return build_once(folder, self._write) / "rows.jsonl"
+
+    def _write(self, folder: Path) -> None:
+        make = rows.train_rows if self.split == "train" else rows.test_items
+        lines = [json.dumps(row) + "\n" for row in make(self.task, self.split, self.form)]
+        (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _digest(**recipe: object) -> str:
+    canonical = json.dumps({"version": VERSION, **recipe}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise HarnessError(f"pocket {field} is {value!r}; it can be {' or '.join(allowed)}")

@@ -1,0 +1,36 @@
+"""Questions and answers as data: rows to fine-tune on, items to be asked."""
+
+import random
+from collections.abc import Iterator
+
+from harness.pocket import text, world
+
+CHOICES = 4
+"""Answers offered with an item, for those who score by likelihood: chance is one in four."""
+
+
+def train_rows(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
+    """Rows in the shape that fine-tuning data has everywhere."""
+    for question, answer, _ in _questions(task, split, form):
+        yield {"prompt": question, "completion": answer}
+
+
+def test_items(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
+    """Items in the shape an lm-eval task asks for, with wrong choices drawn from the same attribute."""
+    rng = random.Random(f"{world.SEED} choices {task} {split}")
+    for question, answer, values in _questions(task, split, form):
+        choices = [answer, *rng.sample([value for value in values if value != answer], CHOICES - 1)]
+        rng.shuffle(choices)
+        yield {"question": question, "answer": answer, "choices": choices, "label": choices.index(answer)}
+
+
+def _questions(task: str, split: str, form: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    if task == "rule":
+        for case in world.cases_of(split):
+            yield text.badge_question(case), world.badges()[case.job, case.city], world.ATTRIBUTES["colour"]
+        return
+    rng = random.Random(f"{world.SEED} phrasing {split}")
+    for person in world.people_of(split):
+        for attribute, values in world.ATTRIBUTES.items():
+            question = text.asked(person, attribute, rng) if form == "chat" else text.quiz_prompt(person, attribute)
+            yield question, person.values[attribute], values

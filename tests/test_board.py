@@ -1,0 +1,291 @@
+"""The W&B mirror: what an offline run holds, read back from its file, and that a broken W&B costs a cell nothing."""
+
+import contextlib
+import http.server
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from harness import board
+from harness.cell import Wandb
+from harness.errors import HarnessError
+
+OFFLINE = Wandb(mode="offline")
+FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
+HERE = Path(__file__).parent.parent
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The `Record`s of a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB.
+
+    A piece has 4 bytes of CRC-32 over type and data, 2 of length, 1 of type (1 whole, 2 first, 3 middle, 4 last).
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while at + 7 <= len(content):
+        room = 32768 - at % 32768
+        if room < 7:  # too little for a header: padding
+            at += room
+            continue
+        crc, length, kind = struct.unpack_from("<IHB", content, at)
+        data = content[at + 7 : at + 7 + length]
+        if len(data) < length:
+            return  # being written
+        assert crc == zlib.crc32(bytes([kind]) + data), f"broken record at byte {at}"
+        parts, at = parts + data, at + 7 + length
+        if kind in (1, 4):
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """What a .wandb file holds, in plain values, once the run's exit is on disk."""
+    patience = time.monotonic() + 10
+    while not any(r.WhichOneof("record_type") == "exit" for r in records(file)):  # written some ms after finish()
+        assert time.monotonic() < patience, f"{file} was never finished"
+        time.sleep(0.01)
+    run: dict[str, Any] = {"history": [], "summary": {}, "config": {}, "steps": {}, "exit": None}
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run |= {"id": record.run.run_id, "name": record.run.display_name, "group": record.run.run_group}
+            run["host"] = record.run.host
+            run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "history":
+            run["history"].append(_items(record.history.item))
+        elif kind == "summary":
+            run["summary"] |= _items(record.summary.update)
+        elif kind == "metric":
+            run["steps"][record.metric.name or record.metric.glob_name] = record.metric.step_metric
+        elif kind == "exit":
+            run["exit"] = record.exit.exit_code
+    return run
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def the_run(folder: Path, run_id: str = "cell-1") -> dict[str, Any]:
+    (file,) = folder.glob(f"wandb/*-{run_id}/*.wandb")
+    return read_run(file)
+
+
+@pytest.fixture(autouse=True)
+def fresh_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Each test has its own line (what it warned of, whether the server answered) and no credentials of the user."""
+    for name in [n for n in os.environ if n.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    board._line.cache_clear()
+    yield
+    board.settle()
+    board._line.cache_clear()
+
+
+def cell(folder: Path, settings: Wandb = OFFLINE, run_id: str = "cell-1", **config: Any) -> board.CellRun:
+    return board.open_cell(settings, run_id=run_id, name="a cell", group="pocket", config=config, folder=folder)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the board told the user; wandb's own debug log is not shown to anyone."""
+    return [record.getMessage() for record in caplog.records if record.name == board.__name__]
+
+
+CELLS = """
+import logging, time
+from pathlib import Path
+import harness.board as board
+from harness.cell import Wandb
+logging.basicConfig()
+board.REACH_SECONDS = 1.0
+if "{mode}" != "disabled":
+    import wandb  # the one start that is paid in the caller's thread
+start = time.monotonic()
+for i in range({cells}):
+    run = board.open_cell(Wandb("{mode}"), run_id=f"c{{i}}", name="n", group="g", config={{"i": i}}, folder=Path("."))
+    run.log(1, {{"loss": 1.0}})
+    run.finish({{"s": 1}})
+print("said on the console:", time.monotonic() - start)
+"""
+
+
+def python(code: str, folder: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run `code` as a process of its own in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(HERE), **env},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+
+
+def test_offline_cell_holds_config_losses_and_scores(tmp_path: Path) -> None:
+    run = cell(tmp_path, base={"name": "pocket-m"}, size=10)
+    row = {"loss": 2.0}
+    for step in range(1, 4):
+        run.log(step, row)
+        row["loss"] /= 2  # the board keeps its own copy
+    run.finish({"facts/exact_match": 0.25})
+    assert board.settle()
+    read = the_run(tmp_path)
+    assert (read["name"], read["group"], read["host"], read["exit"]) == ("a cell", "pocket", "", 0)
+    assert read["config"]["base"] == {"name": "pocket-m"}
+    assert read["config"]["size"] == 10
+    assert [(h["_step"], h["loss"]) for h in read["history"]] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert read["summary"]["facts/exact_match"] == 0.25
+
+
+def test_failed_cell_is_marked_so(tmp_path: Path) -> None:
+    run = cell(tmp_path)
+    run.finish({}, ok=False)
+    assert board.settle()
+    assert the_run(tmp_path)["exit"] == 1
+
+
+def curve_points() -> pd.DataFrame:
+    """As `analysis.curves.points` gives: a base and two sizes of one method."""
+    shared = {"base": "pocket-m", "task": "facts", "metric": "exact_match", "filter": "strict-match", "variant": ""}
+    rows = [{**shared, "data": "none", "method": "base", "size": 0, "score": 0.1, "seed_sd": float("nan")}]
+    rows += [{**shared, "data": "d", "method": "sft", "size": n, "score": s} for n, s in ((100, 0.7), (10, 0.3))]
+    return pd.DataFrame(rows)
+
+
+def test_sweep_draws_score_against_examples(tmp_path: Path) -> None:
+    figure = tmp_path / "curves.png"
+    Image.new("RGB", (8, 8)).save(figure)
+    board.log_curves(OFFLINE, sweep="pocket", points=curve_points(), figure=figure, folder=tmp_path)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*-curves-*")
+    read = the_run(tmp_path, folder.name.split("-", 3)[3])
+    sft, base = "facts/exact_match/strict-match/pocket-m/sft", "facts/exact_match/strict-match/pocket-m/base"
+    assert [(h["examples"], h[sft], h[base]) for h in read["history"]] == [(10, 0.3, 0.1), (100, 0.7, 0.1)]
+    assert read["steps"] == {"examples": "", "*": "examples"}
+    assert read["history"][-1]["points/_type"] == "table-file"
+    assert read["history"][-1]["figure/_type"] == "image-file"
+    assert read["group"] == "pocket"
+    (stored,) = folder.glob("files/media/table/*.json")
+    assert len(json.loads(stored.read_text())["data"]) == 3
+
+
+def test_series_name_data_and_variant_where_they_differ() -> None:
+    points = curve_points()
+    points.loc[2, ["data", "variant"]] = "other", "lr=0.1"
+    head = "facts/exact_match/strict-match/pocket-m"
+    assert board.history(points) == [
+        {"examples": 10, f"{head}/base": 0.1, f"{head}/sft/other/lr=0.1": 0.3},
+        {"examples": 100, f"{head}/base": 0.1, f"{head}/sft/d": 0.7},
+    ]
+
+
+def test_settings_are_a_structured_config_and_a_wrong_mode_is_told(tmp_path: Path) -> None:
+    assert OmegaConf.structured(Wandb).mode == "auto"
+    with pytest.raises(HarnessError, match=r"wandb\.mode='onlin'"):
+        cell(tmp_path, Wandb(mode="onlin"))
+
+
+def test_disabled_writes_nothing_and_imports_nothing(tmp_path: Path) -> None:
+    python(CELLS.format(mode="disabled", cells=1) + "import sys; assert 'wandb' not in sys.modules", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_auto_without_credentials_is_offline_and_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cell(tmp_path, Wandb()).finish({})
+    assert board.settle()
+    assert the_run(tmp_path)["exit"] == 0
+    assert not said(caplog)
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers, and accepts no key."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"errors": [{"message": "user is not logged in"}]}')
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def loopback(kind: str) -> Iterator[str]:
+    """The address of a server that is closed, mute (accepts and never answers) or refusing (knows no key)."""
+    if kind == "refusing":
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+            server.shutdown()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            if kind == "closed":
+                listener.close()
+            yield address
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("closed", "auto"), ("mute", "online"), ("refusing", "online")])
+def test_unreachable_server_costs_no_cell_and_leaks_no_key(kind: str, mode: str, tmp_path: Path) -> None:
+    """Cells go on at once, the trouble is told once, the runs are kept offline, and the key stays out of all files."""
+    with loopback(kind) as address:
+        done = python(CELLS.format(mode=mode, cells=3), tmp_path, WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL=address)
+    assert float(done.stdout.split(":")[1]) < 0.5, "the cells waited for W&B"
+    assert done.stderr.count("WARNING") == done.stderr.count("W&B online failed") == 1, done.stderr
+    for i in range(3):
+        (file,) = tmp_path.glob(f"wandb/offline-run-*-c{i}/*.wandb")
+        assert read_run(file)["summary"]["s"] == 1
+    (tmp_path / "output.txt").write_text(done.stdout + done.stderr)
+    assert all(FAKE_KEY.encode() not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_folder_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for i in range(2):
+        run = cell(tmp_path / "file", run_id=f"r{i}")
+        run.log(1, {"loss": 1.0})
+        run.finish({"s": 1})
+    assert board.settle()
+    assert [text[:15] for text in said(caplog)] == ["W&B open failed"]
+
+
+def test_a_cell_costs_little(tmp_path: Path) -> None:
+    """Measured 0.03 s of the background thread a cell; the caller's share is far less."""
+    cell(tmp_path, run_id="warm").finish({})
+    assert board.settle()
+    start = time.monotonic()
+    for i in range(10):
+        run = cell(tmp_path, run_id=f"r{i}", i=i)
+        for step in range(20):
+            run.log(step, {"loss": 1.0})
+        run.finish({"s": 1})
+    called = time.monotonic() - start
+    assert board.settle()
+    assert called < 0.5
+    assert time.monotonic() - start < 5
+
+
+def test_nothing_of_command_or_machine_is_kept(tmp_path: Path) -> None:
+    python(CELLS.format(mode="offline", cells=1), tmp_path, "--key=on-the-command-line", MY_TOKEN="of-the-environment")
+    (file,) = tmp_path.glob("wandb/*/*.wandb")
+    content = file.read_bytes() + b"".join(p.read_bytes() for p in tmp_path.glob("wandb/*/files/**/*") if p.is_file())
+    for secret in ("on-the-command-line", "of-the-environment", "said on the console", socket.gethostname()):
+        assert secret.encode() not in content, secret
+    assert the_run(tmp_path, "c0")["exit"] == 0, "a process that exits waits for its runs"

@@ -1,0 +1,146 @@
+"""The commands as a person types them, on a tiny real base: sweep, re-run, report, show, eval, and bad input."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import __main__ as cli
+from harness import store
+from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
+
+
+@pytest.fixture
+def harness(monkeypatch, capsys, config_dir, tmp_path):  # noqa: F811
+    """``harness("plan", "mine")`` -> (exit status, output, errors), with the user's folder set and runs in tmp."""
+    monkeypatch.setenv("HARNESS_CONFIG_DIR", str(config_dir))
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return command
+
+
+SMALL = ["arms.sft.size=4", "arms.sft.seed=0", "base=tiny", "arms.icl.seed=0"]
+
+
+def test_a_sweep_from_plan_to_report_and_an_eval_added_later(harness, config_dir):  # noqa: F811
+    status, out, _ = harness("plan", "mine", *SMALL)
+    assert (status, out.count("missing  ")) == (0, 3)
+    status, out, err = harness("sweep", "mine", *SMALL)
+    assert status == 0, err
+    assert "3 cells: 3 missing" in out
+    runs = Path("runs/mine")
+    for name in ("report.html", "curves.png", "points.csv"):
+        assert (runs / name).stat().st_size > 400
+    assert "harness sweep mine arms.sft.size=4" in (runs / "report.html").read_text()
+
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("*") if p.name in (store.RECORD, store.TRAINED)}
+    status, out, _ = harness("sweep", "mine", *SMALL)
+    assert (status, "3 cells: 3 done" in out) == (0, True)
+
+    extra = (config_dir / "evals" / "quiz.yaml").read_text().replace("quiz:", "quiz2:", 1)
+    (config_dir / "evals" / "quiz2.yaml").write_text(extra)
+    status, out, _ = harness("eval", "runs/mine", "evals=quiz2")
+    assert (status, "3 cells scored on quiz2" in out) == (0, True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    frame = store.load(runs)
+    assert frame.groupby("task").path.nunique().to_dict() == {"quiz": 3, "quiz2": 3}
+    quiz = frame.pivot_table(index="path", columns="task", values="score")
+    assert (quiz.quiz == quiz.quiz2).all()  # the same items, asked of the same adapters
+
+    status, out, _ = harness("status", "runs/mine")
+    assert (status, "3 cells done, 0 failed" in out) == (0, True)
+    status, out, _ = harness("report", "runs/mine")
+    assert (status, "runs/mine/report.html" in out) == (0, True)
+
+
+def test_workers_side_by_side_give_the_same_scores(harness):
+    assert harness("sweep", "mine", *SMALL)[0] == 0
+    status, _, err = harness("sweep", "mine", *SMALL, "run.root=two", "run.workers=2")
+    assert status == 0, err
+    columns = ["path", "task", "filter", "score", "fingerprint"]
+    assert store.load("runs/mine")[columns].equals(store.load("two/mine")[columns])
+    for adapter in Path("runs/mine").rglob("*.safetensors"):
+        assert adapter.read_bytes() == Path("two/mine", adapter.relative_to("runs/mine")).read_bytes()
+
+
+def test_show_a_finished_cell_and_one_that_never_ran(harness):
+    cell = ["base=tiny", "data=pairs", "evals=quiz", "size=2"]
+    status, out, _ = harness("show", *cell, "method=sft")
+    assert status == 0
+    assert "* " in out
+    assert "'<|im_end|>'" in out
+    assert "<|im_start|>assistant\n⟨the model goes on here⟩" in out
+    status, shown, _ = harness("show", *cell, "method=icl")
+    assert shown.count("<|im_start|>user") == 3  # two demonstrations and the question
+    status, folder, _ = harness("run", *cell, "method=sft", "wandb.mode=disabled", "run.device=cpu")
+    assert status == 0
+    assert harness("show", folder.strip().splitlines()[-1])[1].split("\n", 1)[1] == out.split("\n", 1)[1]
+
+
+def test_run_is_a_hydra_application(config_dir, tmp_path):  # noqa: F811
+    """--multirun, --cfg and completion in a process of its own, as Hydra takes hold of the whole program."""
+
+    def harness(*arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "harness", *arguments]
+        environment = {**os.environ, "HARNESS_CONFIG_DIR": str(config_dir), **environment}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    cell = ["base=tiny", "data=pairs", "evals=quiz", "method=base,icl", "size=2", "wandb.mode=disabled"]
+    harness("run", "--multirun", *cell)
+    assert sorted(store.load(tmp_path / "runs").method.unique()) == ["base", "icl"]
+    assert "rank: 3" in harness("run", "--cfg", "job", *cell[:3], "method=sft", "method.lora.rank=3")
+    words = harness("-sc", "query=bash", COMP_LINE="harness run base=ti", COMP_POINT="19").split()
+    assert words == ["base=tiny", "base=tiny2"]
+    words = harness("-sc", "query=bash", COMP_LINE="harness sweep mine method.lora.ra", COMP_POINT="33").split()
+    assert words == ["method.lora.rank="]
+
+
+BAD = [
+    (["frobnicate"], "no command 'frobnicate'"),
+    (["sweep", "nosuch"], "no sweep 'nosuch'"),
+    (["run", "base=tiny", "data=pairs", "evals=quiz", "sizee=3"], "did you mean 'size'"),
+    (["run", "base=tiny", "data=pairs", "evals=quiz", "size=1,2"], "--multirun"),
+    (["run", "base=tiny", "data=pairs", "evals=quiz", "size=33"], "has 32 examples"),
+    (["run", "base=nosuch", "data=pairs", "evals=quiz"], "Available options in 'base'"),
+    (["run", "base=tiny", "data=pairs", "evals=nosuch"], "Available options in 'evals'"),
+    (["run", "base=tiny", "base.path=org/nosuch", "data=pairs", "evals=quiz", "size=4"], "hub"),
+    (
+        ["run", "base=tiny", "data=pairs", "data.sources.pairs.path=none.jsonl", "evals=quiz"],
+        "none.jsonl is not a file",
+    ),
+    (["sweep", "mine", "data.sources.pairs.path=bad.jsonl"], "bad.jsonl:2 is not valid JSON"),
+    (["sweep", "mine", "data.sources.pairs.path=empty.jsonl"], "is empty"),
+    (["sweep", "mine", "form@data.sources.pairs.form=alpaca"], "needs a column that is missing"),
+    (["sweep", "mine", "evals.quiz.task=nosuch_task", "evals.quiz.file=null"], "not an lm-eval task"),
+    (["sweep", "mine", "evals.quiz.headline=acc/none"], "none of what the task gives"),
+    (["sweep", "mine", "--config-dir", "nowhere"], "does not exist"),
+    (["status", "nowhere"], "is not a folder"),
+    (["report", "."], "holds no finished cells"),
+    (["show", "nowhere"], "holds no record.json"),
+    (["eval", ".", "size=3"], "name the evaluation"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
+def test_bad_input_is_one_line_status_2_and_costs_nothing(harness, tmp_path, arguments, message):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    (tmp_path / "empty.jsonl").write_text("")
+    if arguments[0] == "run":
+        arguments = [*arguments, "wandb.mode=disabled"]
+    status, _, err = harness(*arguments)
+    line = [text for text in err.splitlines() if text.startswith("harness: ")]
+    assert status == 2, err
+    assert len(line) == 1
+    assert message in line[0]
+    assert not list(tmp_path.rglob(store.TRAINED))

@@ -1,0 +1,100 @@
+"""The rows of the house: a file imports only from rows above its own, and each heavy library has one door."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROWS = [
+    {"harness.errors"},
+    {"harness.artifact", "harness.schedule"},
+    {"harness.cell", "harness.pocket"},
+    {"harness.store", "harness.data", "harness.board"},
+    {"harness.base", "harness.train", "analysis"},
+    {"harness.methods"},
+    {"harness.lm", "harness.compose"},
+    {"harness.evaluate"},
+    {"harness.run", "harness.sweep"},
+    {"harness.plan", "harness.show"},
+    {"harness.engines"},
+    {"harness.app"},
+    {"harness.__main__"},
+]
+ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
+DOORS = {
+    "lm_eval": {"harness.evaluate", "harness.lm"},
+    "wandb": {"harness.board"},
+    "peft": {"harness.methods"},
+    "matplotlib": {"analysis"},
+    "reasoning_gym": {"harness.data"},
+    "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}
+    | {"harness.engines"},  # below the command line only `hydra.utils.instantiate`, for what a configuration makes
+}
+FILES = sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(module: str) -> str | None:
+    """The row entry a module belongs to: itself, or the package it is inside of."""
+    parts = module.split(".")
+    return next((room for n in range(len(parts), 0, -1) if (room := ".".join(parts[:n])) in ROW), None)
+
+
+def _imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: write imports in full"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=_module)
+def test_imports_go_up_only(file):
+    mine = _room(_module(file))
+    if _module(file) in ("harness", "harness.cell"):
+        assert not {i for i in _imports(file) if i.startswith("analysis")}
+    if mine is None:
+        assert _module(file) == "harness", f"{file} is in no row; give it one"
+        return
+    for imported in _imports(file):
+        other = _room(imported)
+        if other and other != mine:
+            assert ROW[other] < ROW[mine], f"{_module(file)} imports {imported}, which is not above it"
+
+
+@pytest.mark.parametrize("file", FILES, ids=_module)
+def test_heavy_libraries_have_one_door(file):
+    for imported in _imports(file):
+        library = imported.split(".")[0]
+        if library in DOORS:
+            assert _room(_module(file)) in DOORS[library], f"{_module(file)} imports {library}"
+
+
+def test_files_stay_short():
+    long = {_module(f): n for f in FILES if (n := len(f.read_text().splitlines())) > 400}
+    assert not long, f"past 400 lines, is each one idea? {long}"
+
+
+def test_a_quick_command_pays_for_nothing_heavy():
+    code = "import sys; sys.argv = ['harness', '--help']; import harness.__main__ as m\n"
+    code += "try: m.main()\nexcept SystemExit: pass\n"
+    code += (
+        "heavy = {'torch', 'transformers', 'pandas', 'hydra', 'lm_eval', 'wandb', 'matplotlib'} & set(sys.modules)\n"
+    )
+    code += "assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_composing_a_sweep_needs_no_torch():
+    code = "import sys, harness.sweep; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,141 @@
+"""A sweep is the union of its arms; what Hydra would compose one by one is what the planner composes at once."""
+
+import dataclasses
+import time
+
+import pytest
+
+from harness.compose import compose_cell, from_dict, shipped
+from harness.errors import HarnessError
+from harness.run import as_dict
+from harness.sweep import read_sweep, sweep_cells
+
+
+@pytest.fixture
+def config_dir(tmp_path, tiny_folder, pair_file, generation_task):
+    """A user's own configuration outside the clone: a base, data, an evaluation and a sweep."""
+    root = tmp_path / "mine"
+    for group in ("base", "data", "evals", "sweeps"):
+        (root / group).mkdir(parents=True)
+    for name in ("tiny", "tiny2"):
+        (root / "base" / f"{name}.yaml").write_text(f"name: {name}\npath: {tiny_folder}\ndtype: float32\n")
+    (root / "data" / "pairs.yaml").write_text(
+        "defaults: [{/form@sources.pairs.form: prompt_completion}]\n"
+        f"name: pairs\nsources: {{pairs: {{path: {pair_file()}}}}}\n"
+    )
+    task = generation_task()
+    (root / "evals" / "quiz.yaml").write_text(
+        f"quiz:\n  file: {task.file}\n  headline: exact_match/strict\n  task:\n"
+        "    output_type: generate_until\n    doc_to_text: '{{question}}'\n    doc_to_target: '{{answer}}'\n"
+        '    generation_kwargs: {until: ["\\n"], max_gen_toks: 4}\n'
+        "    metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+        "    filter_list:\n    - {name: strict, filter: [{function: take_first}]}\n"
+    )
+    (root / "sweeps" / "mine.yaml").write_text(
+        "hypothesis: more is more\n"
+        "cell: {data: pairs, evals: quiz, 'subset_seed': '${seed}', wandb.mode: disabled, run.device: cpu}\n"
+        "arms:\n"
+        "  sft: {base: 'tiny,tiny2', method: sft, size: '4,8', seed: 'range(0,2)', method.lr: 1e-3}\n"
+        "  again: {base: tiny, method: sft, size: 4, seed: 0, method.lr: 0.001}\n"
+        "  icl: {base: tiny, method: icl, size: 2, seed: '0,1'}\n"
+    )
+    return root
+
+
+def test_union_of_products_with_bases_implied(config_dir):
+    sweep, cells = sweep_cells("mine", [], config_dir)
+    assert sweep.hypothesis == "more is more"
+    keys = [(c.base.name, c.method.name, c.size, c.seed, c.subset_seed) for c in cells]
+    assert len(keys) == len(set(keys)) == 2 + 8 + 2  # two bases, sft, icl; `again` fell together with one of sft's
+    assert ("tiny", "base", 0, 0, 0) in keys
+    assert ("tiny2", "sft", 8, 1, 1) in keys  # subset_seed: ${seed}
+    assert ("tiny", "icl", 2, 0, 1) in keys  # icl has no training seed
+
+
+def test_overrides_replace_axes(config_dir):
+    def sizes(overrides, method="sft"):
+        _, cells = sweep_cells("mine", overrides, config_dir)
+        return sorted({c.size for c in cells if c.method.name == method})
+
+    assert sizes(["size=16"]) == [16]
+    assert sizes(["arms.sft.size=16,32"]) == [4, 16, 32]  # `again` keeps its own
+    assert sizes(["~arms.icl"], method="icl") == []
+    assert sizes(["method=icl", "~arms.sft", "~arms.again"], method="icl") == [2]
+    _, cells = sweep_cells("mine", ["run.root=elsewhere", "method.lr=0.5", "~arms.icl"], config_dir)
+    assert {c.method.lr for c in cells if c.method.name == "sft"} == {0.5}
+    assert {c.run.root for c in cells} == {"elsewhere"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sizee=4", "unknown key 'sizee'; did you mean 'size'"),
+        ("size=four", "could not be converted to Integer"),
+        ("size=4,five", "could not be converted to Integer"),
+        ("base=nosuch", "Available options in 'base'"),
+        ("arms.nosuch.size=3", "no arm 'nosuch'; it has: sft, again, icl"),
+        ("method.lr=0.1", "arm icl: unknown key 'method.lr'"),
+        ("base.path=null", "base.path"),
+        ("+extra=1", "unknown key 'extra'"),
+        ("size=[", "the override 'size=\\[' cannot be read"),
+    ],
+)
+def test_bad_overrides_get_one_line(config_dir, override, message):
+    with pytest.raises(HarnessError, match=message) as error:
+        sweep_cells("mine", [override], config_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_sweep_lists_the_known(config_dir):
+    with pytest.raises(HarnessError, match="known: mine, "):
+        sweep_cells("nosuch", [], config_dir)
+
+
+def test_bad_sweep_files(tmp_path):
+    path = tmp_path / "bad.yaml"
+    for text, message in [("arms: {}", "no arms"), ("armz: {a: {size: 3}}", "armz"), ("arms: [", "bad.yaml")]:
+        path.write_text(text)
+        with pytest.raises(HarnessError, match=message):
+            read_sweep(path)
+
+
+def test_typed_update_equals_full_compose(config_dir):
+    """The planner composes once per combination of groups; Hydra itself must agree, cell by cell."""
+    _, cells = sweep_cells("mine", [], config_dir)
+    for cell in cells:
+        overrides = [
+            "sweep=mine", f"base={cell.base.name}", "data=pairs", "evals=quiz", f"method={cell.method.name}",
+            f"size={cell.size}", f"seed={cell.seed}", f"subset_seed={cell.subset_seed}", "wandb.mode=disabled",
+            "run.device=cpu",
+        ]  # fmt: skip
+        overrides += ["method.lr=1e-3"] if cell.method.name == "sft" else []
+        assert dataclasses.asdict(compose_cell(overrides, config_dir)) == dataclasses.asdict(cell)
+
+
+def test_a_thousand_cells_are_composed_in_seconds(config_dir):
+    started = time.perf_counter()
+    _, cells = sweep_cells("mine", ["arms.sft.seed=range(0,250)", "~arms.icl"], config_dir)
+    assert len(cells) == 1002
+    assert time.perf_counter() - started < 30  # a guard against composing each; `make bench` will measure it
+
+
+def test_a_record_gives_its_cell_back(config_dir):
+    _, cells = sweep_cells("mine", [], config_dir)
+    for cell in cells:
+        again = from_dict(as_dict(cell))
+        assert (type(again.method), dataclasses.asdict(again)) == (type(cell.method), dataclasses.asdict(cell))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in shipped("sweeps").glob("*.yaml")))
+def test_every_shipped_sweep_composes(name):
+    sweep, cells = sweep_cells(name, [])
+    assert len({c.folder() for c in cells}) == len(cells) > 2
+    assert sweep.hypothesis
+    assert {c.base.name for c in cells} == {c.base.name for c in cells if c.method.name == "base"}
+
+
+@pytest.mark.parametrize("group", ["base", "data", "evals"])
+def test_every_shipped_configuration_composes(group):
+    for path in (shipped("conf") / group).glob("*.yaml"):
+        if path.stem != "file":  # needs the user's path
+            compose_cell([f"{group}={path.stem}"])
