@@ -91,6 +91,7 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_si
         "scores": _scores(name, task, results),
         "samples": [_sample(member, s) for member, rows in results["samples"].items() for s in rows],
         "task_versions": results["versions"],
+        "truncated_prompts": lm.truncated,
         "identity": identity(name, task),
         "seconds": time.perf_counter() - started,
     }
@@ -177,11 +178,15 @@ def _items(name: str, task: Task) -> Any:
 
 @contextlib.contextmanager
 def _opened_with(loaded: "TaskDict", text: str) -> Any:
-    """Let every prompt of the tasks begin with `text`, for as long as the context lasts."""
+    """Let every prompt of the tasks begin with `text`, for as long as the context lasts.
+
+    A task's description is a Jinja template, so the text goes in as a string literal: braces in it stay what they are.
+    """
+    literal = f"{{{{{text!r}}}}}" if text else ""
     before = {name: member.config.description for name, member in loaded["tasks"].items()}
     try:
         for name, member in loaded["tasks"].items():
-            member.config.description = (before[name] or "") + text
+            member.config.description = (before[name] or "") + literal
         yield
     finally:
         for name, member in loaded["tasks"].items():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness import __main__ as cli
-from harness import store
+from harness import board, store
+from tests.test_board import read_run
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
 
 
@@ -144,3 +145,21 @@ def test_bad_input_is_one_line_status_2_and_costs_nothing(harness, tmp_path, arg
     assert len(line) == 1
     assert message in line[0]
     assert not list(tmp_path.rglob(store.TRAINED))
+
+
+def test_the_sweep_is_mirrored_offline_with_its_curve(harness, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    assert harness("sweep", "mine", *SMALL, "wandb.mode=offline")[0] == 0
+    board.settle()
+    curves = list(Path("runs/mine/wandb").rglob("*.wandb"))
+    assert len(curves) == 1
+    history = [row for row in read_run(curves[0])["history"] if "examples" in row]
+    frame = store.load("runs/mine")
+    for cell in frame[(frame.method != "base") & frame.headline].to_dict("records"):
+        (row,) = [r for r in history if r["examples"] == cell["size"]]
+        series = "/".join(filter(None, ["quiz/exact_match/strict/tiny", cell["method"], cell["variant"]]))
+        assert row[series] == cell["score"]
+    cells = list(Path("runs/mine/tiny").rglob("*.wandb"))
+    assert len(cells) == 3
+    losses = [row["loss"] for file in cells for row in read_run(file)["history"] if "loss" in row]
+    assert len(losses) == 3  # one epoch of one batch, thrice

@@ -106,7 +106,7 @@ def _load(data: Data) -> Dataset:
     for name, source in data.sources.items():
         if not 1e-6 <= source.weight <= 1e6:
             raise HarnessError(
-                f"data.sources.{name}.weight={source.weight} must be above 0; leave the source out instead"
+                f"data.sources.{name}.weight={source.weight} must lie between 1e-6 and 1e6; or leave the source out"
             )
         if source.make:
             artifact: Artifact = hydra.utils.instantiate(source.make)

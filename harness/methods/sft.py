@@ -65,11 +65,15 @@ class Sft(Method, Schedule):
         from transformers import set_seed
 
         set_seed(cell.seed)  # initialisation of the adapter, dropout
-        model = get_peft_model(base.model, self.lora.to_peft())
-        try:
+        with _as_it_came(base.model, copy=self.lora.init not in ("default", "gaussian", "orthogonal")):
+            try:
+                model = get_peft_model(base.model, self.lora.to_peft())
+            except ValueError as error:
+                raise HarnessError(f"method.lora does not fit the base {base.config.name!r}: {error}") from error
+            self._check_targets(model)
             if (folder / TRAINED).exists():
                 record = read_json(folder / TRAINED)["training"]
-                if sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
+                if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
                     raise HarnessError(
                         f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again"
                     )
@@ -78,12 +82,13 @@ class Sft(Method, Schedule):
                 record = self._train(model, base, examples, cell, folder, on_step)
             model.eval()
             yield Adapted(model, training=record)
-        finally:
-            model.unload()
-            base.model.eval().requires_grad_(False)
-            # peft leaves its configuration on the model; the next adapter must not find it
-            if hasattr(base.model, "peft_config"):
-                del base.model.peft_config
+
+    def _check_targets(self, model: Any) -> None:
+        """peft only complains if none of the names is found."""
+        found = model.targeted_module_names
+        for name in self.lora.target_modules:
+            if name != "all-linear" and not any(f == name or f.endswith(f".{name}") for f in found):
+                raise HarnessError(f"method.lora.target_modules: the base has no module named {name!r}")
 
     def _train(
         self, model: Any, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep
@@ -106,3 +111,24 @@ class Sft(Method, Schedule):
         model.peft_config["default"].save_pretrained(str(folder))
         write_jsonl(folder / "losses.jsonl", record.pop("losses"))
         return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
+
+
+@contextmanager
+def _as_it_came(model: Any, *, copy: bool) -> Iterator[None]:
+    """Give `model` back with the modules and weights it had, whatever peft did to it.
+
+    peft's own `unload` leaves the trained copies of `modules_to_save` in place, and the weights that an initialisation
+    such as PiSSA has changed; for these, `copy` keeps the weights aside.
+    """
+    modules = {module: dict(module._modules) for module in model.modules()}
+    weights = {name: w.clone() for name, w in model.state_dict().items()} if copy else None
+    try:
+        yield
+    finally:
+        for module, children in modules.items():
+            module._modules = children
+        if weights is not None:
+            model.load_state_dict(weights)
+        if hasattr(model, "peft_config"):  # the next adapter must not find it
+            del model.peft_config
+        model.eval().requires_grad_(False)

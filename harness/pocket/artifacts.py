@@ -13,8 +13,8 @@ VERSION = 1
 """Raised by hand when code changes a result that no constant below shows."""
 
 BASES = {
-    "s": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=2200, learning_rate=3e-3),
-    "m": pretrain.Recipe(hidden=144, layers=3, heads=4, feed_forward=432, steps=2200, learning_rate=1e-3),
+    "s": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=4000, learning_rate=3e-3),
+    "m": pretrain.Recipe(hidden=144, layers=3, heads=4, feed_forward=432, steps=2600, learning_rate=1.5e-3),
 }
 TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz")
 

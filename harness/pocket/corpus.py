@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from harness.pocket import text, world
 
 QUIZ_SHARE = 0.5  # of the documents
-LINES = (2, 24)  # facts in a document
+LINES = (2, 16)  # facts in a document
 
 
 def documents(seed: int) -> Iterator[str]:
