@@ -17,6 +17,8 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Some templates tell the model today's date, and a result would depend on when it was made; this is Llama 3's default.
+_FIXED_DAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
 _WHAT = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -80,6 +82,8 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
     tokenizer = AutoTokenizer.from_pretrained(**_where(base))
     if base.chat_template:
         tokenizer.chat_template = base.chat_template
+    if "strftime_now" in (tokenizer.chat_template or ""):
+        tokenizer.chat_template = _FIXED_DAY + tokenizer.chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -111,9 +115,8 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
         if not isinstance(dtype, torch.dtype):
             raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
         model = AutoModelForCausalLM.from_pretrained(**_where(base), dtype=dtype)
-        model.to(  # type: ignore[arg-type]
-            "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-        )
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(accelerator if device == "auto" else device)  # type: ignore[arg-type]
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)

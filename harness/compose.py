@@ -112,7 +112,8 @@ def _explain(error: BaseException) -> str:
 def _unknown(full: str, key: str, schema: Any) -> str:
     known = [f.name for f in dataclasses.fields(schema)]
     close = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key {full!r}; " + (f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}")
+    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known) or 'nothing'}"
+    return f"unknown key {full!r}; {hint}"
 
 
 def _refuse_additions(node: Any, place: str = "") -> None:

@@ -5,6 +5,7 @@ through the same call. Its response cache is never used: the cache's key leaves 
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import random
@@ -21,6 +22,7 @@ from harness.data.rows import read_file
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -60,8 +62,9 @@ def check(name: str, task: Task) -> None:
 def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_size: int) -> dict[str, Any]:
     """Ask the model every item of the task.
 
-    Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples`` (one
-    for each item and filter: question, answer as given and as extracted, target), ``identity``, ``seconds``.
+    Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
+    (one for each item and filter: answer as given and as extracted, target), ``truncated_prompts`` (how many lost their
+    beginning, being longer than the model's context), ``identity``, ``seconds``.
     """
     import lm_eval.evaluator
     import numpy
@@ -85,8 +88,6 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_si
             fewshot_as_multiturn=task.chat,
         )
     assert results is not None  # None is for the other ranks of a distributed run
-    if name not in results["results"] and len(results["results"]) > 1:
-        raise HarnessError(f"evals.{name} is a tag of several lm-eval tasks; name a group, or the tasks one by one")
     return {
         "scores": _scores(name, task, results),
         "samples": [_sample(member, s) for member, rows in results["samples"].items() for s in rows],
@@ -129,6 +130,14 @@ def _load(name: str, task: Task) -> "TaskDict":
     return _loaded[key]
 
 
+@functools.cache
+def _all_tasks() -> "TaskManager":
+    """lm-eval's own tasks; listing them reads some thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 def _build(name: str, task: Task) -> "TaskDict":
     import datasets
     from lm_eval.tasks import TaskManager
@@ -138,7 +147,7 @@ def _build(name: str, task: Task) -> "TaskDict":
         logging.ERROR
     )  # it warns of what is meant here, e.g. a model handed over loaded
     if isinstance(task.task, str):
-        manager = TaskManager()
+        manager = _all_tasks()
         if task.task not in manager.all_tasks:
             raise HarnessError(
                 f"evals.{name}.task={task.task!r} is not an lm-eval task; `lm_eval ls tasks` lists them, "
@@ -149,7 +158,8 @@ def _build(name: str, task: Task) -> "TaskDict":
         manager = TaskManager(include_defaults=False)
         spec = {**task.task, "task": name}
         if task.make or task.file:
-            spec |= {"custom_dataset": _items(name, task), "test_split": "test"}
+            # Named as the pool of few-shot examples too, or lm-eval would draw the question itself among them.
+            spec = {"fewshot_split": "test", **spec, "custom_dataset": _items(name, task), "test_split": "test"}
     try:
         return manager.load([spec])
     except HarnessError:
@@ -194,7 +204,11 @@ def _opened_with(loaded: "TaskDict", text: str) -> Any:
 
 
 def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
-    key = name if name in results["results"] else next(iter(results["results"]))
+    key = task.task if isinstance(task.task, str) else name
+    if key not in results["results"]:
+        if len(results["results"]) > 1:
+            raise HarnessError(f"evals.{name} is a tag of several lm-eval tasks; name a group, or the tasks one by one")
+        key = next(iter(results["results"]))
     values = results["results"][key]
     counts = results["n-samples"]
     members = [key] if key in counts else list(counts)

@@ -1,13 +1,13 @@
 """lm-eval's LM interface over a resident model: its own hf backend, told how this harness speaks to a model."""
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from lm_eval.models.huggingface import HFLM
 
 from harness.base import LoadedBase
 from harness.cell import Adapted, Message
-from harness.data.chat import TEMPLATE_ARGUMENTS, end_of_turn
+from harness.data.chat import end_of_turn
 from harness.errors import HarnessError
 
 
@@ -23,7 +23,6 @@ class Asker(HFLM):
             tokenizer=base.tokenizer,
             batch_size=batch_size,
             add_bos_token=False if chat else None,  # None: as the tokenizer does by itself
-            chat_template_args=TEMPLATE_ARGUMENTS,
         )
         self.truncated = 0
         self.end = end_of_turn(base.tokenizer)
@@ -60,8 +59,8 @@ class Asker(HFLM):
     def _count(self, truncated: int) -> None:
         if truncated and self.demonstrations:
             raise HarnessError(
-                f"{len(self.demonstrations)} turns of demonstrations and a question do not fit into the base's context of "
-                f"{self.max_length} tokens, and lm-eval would cut the first ones silently; choose a smaller size"
+                f"{len(self.demonstrations)} turns of demonstrations and a question do not fit into the base's context "
+                f"of {self.max_length} tokens, and the first ones would be cut silently; choose a smaller size"
             )
         self.truncated += truncated
 
@@ -70,14 +69,14 @@ class Prompter:
     """The part of `Asker` that writes prompts, for looking at one without loading a model."""
 
     rank, world_size, tokenizer_name = 0, 1, ""
-    chat_template_args = TEMPLATE_ARGUMENTS
+    chat_template_args: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, tokenizer: Any, demonstrations: list[Message]) -> None:
         self.tokenizer, self.demonstrations = tokenizer, demonstrations
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         history = with_demonstrations(chat_history, self.demonstrations)
-        return HFLM.apply_chat_template(self, history, add_generation_prompt)  # type: ignore[arg-type]
+        return HFLM.apply_chat_template(self, history, add_generation_prompt)
 
 
 def with_demonstrations(history: list[Message], demonstrations: list[Message]) -> list[Message]:
@@ -87,7 +86,7 @@ def with_demonstrations(history: list[Message], demonstrations: list[Message]) -
 
 
 def as_plain_text(demonstrations: list[Message]) -> str:
-    """Demonstrations for a task asked without a chat template: question, answer, blank line, as in lm-eval's few-shot."""
+    """Demonstrations for a task asked without a chat template: question, answer, blank line, as lm-eval's few-shot."""
     text = ""
     for message in demonstrations:
         text += message["content"] + ("\n\n" if message["role"] == "assistant" else " ")

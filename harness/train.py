@@ -1,8 +1,8 @@
 """The fine-tuning loop: packed sequences that cannot see each other, loss on learned tokens only.
 
 Sequences are laid end to end in one row. In transformers 5 they stay apart when, and only when, position ids restart at
-each of them and neither an attention mask nor a cache is given; `packing_is_safe` checks that on the model itself, since a
-leak would be silent. A model that fails the check gets one sequence a pass.
+each of them and neither an attention mask nor a cache is given; `packing_is_safe` checks that on the model itself,
+since a leak would be silent. A model that fails the check gets one sequence a pass.
 """
 
 import math
@@ -36,7 +36,7 @@ def fine_tune(
     started = time.perf_counter()
     device = next(model.parameters()).device
     if cut := sum(not any(s.learned[1:]) for s in sequences):
-        raise HarnessError(f"{cut} examples are cut before their answer begins; raise method.max_length or leave them out")
+        raise HarnessError(f"{cut} examples are cut before their answer begins; raise method.max_length")
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=schedule.lr, betas=(0.9, 0.999), weight_decay=schedule.weight_decay)
     packed = packing_is_safe(model, device)
@@ -101,7 +101,7 @@ def _passes(batch: list[Tokens], budget: int) -> Iterator[list[Tokens]]:
 
 
 def _loss_sum(model: torch.nn.Module, sequences: list[Tokens], device: torch.device) -> torch.Tensor:
-    """Sum of -log p over the learned tokens of sequences laid end to end. Logits are computed only where a token is learned."""
+    """Sum of -log p over the learned tokens of sequences laid end to end. Only their logits are computed."""
     ids = torch.tensor([t for s in sequences for t in s.ids], device=device)
     positions = torch.cat([torch.arange(len(s.ids)) for s in sequences]).to(device)
     learned = torch.tensor([flag and i > 0 for s in sequences for i, flag in enumerate(s.learned)], device=device)
@@ -129,7 +129,7 @@ def packing_is_safe(model: torch.nn.Module, device: torch.device) -> bool:
     alone = model(input_ids=ours[None], use_cache=False).logits[0]
     beside_one, beside_other = ours_after(one), ours_after(other)
     model.train(was_training)
-    # What is masked counts for exactly nothing, so another neighbour must not move a single bit, in any precision: even a
-    # faint leak shows. Another length does move rounding, by about 1% of the logits' spread in bfloat16.
+    # What is masked counts for exactly nothing, so another neighbour must not move a single bit, in any precision: even
+    # a faint leak shows. Another length does move rounding, by about 1% of the logits' spread in bfloat16.
     near = (alone - beside_one).float().abs().mean() < 0.05 * alone.float().std()
     return torch.equal(beside_one, beside_other) and bool(near)

@@ -170,7 +170,7 @@ ITEMS = [
 
 @pytest.fixture
 def generation_task(tmp_path: Path) -> Callable[..., Task]:
-    """``generation_task(items=None, max_gen_toks=8, **fields)``: exact match, strictly (the whole answer) and anywhere."""
+    """``generation_task(items=None, max_gen_toks=8, **fields)``: exact match, strict (whole answer) and flexible."""
 
     def make(items: list[dict[str, Any]] | None = None, max_gen_toks: int = 8, **fields: Any) -> Task:
         file = write_jsonl(tmp_path / "generation.jsonl", items or ITEMS)
@@ -216,7 +216,7 @@ def choice_task(tmp_path: Path) -> Callable[..., Task]:
 
 @pytest.fixture
 def make_cell(tmp_path: Path, tiny_base: Base, make_data: Callable[..., Data]) -> Callable[..., Cell]:
-    """``make_cell(method, **fields)``: a cell over the tiny base and 32 pairs; 4 examples, no evals, no W&B, root in tmp."""
+    """``make_cell(method, **fields)``: a cell of 4 examples of 32 pairs on the tiny base; no evals, no W&B."""
 
     def make(method: Any = None, **fields: Any) -> Cell:
         from harness.methods import methods

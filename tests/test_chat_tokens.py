@@ -1,6 +1,5 @@
 """Tokens and masks: what is learned is exactly what the model will be asked for, token by token."""
 
-import datetime
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,10 @@ def asker(tokenizer: Any, model: Any) -> Asker:
     return Asker(base, Adapted(model), chat=True, batch_size=1)
 
 
+# Of the tokenizer in conftest.py, trained on a fixed text.
+GOLDEN = [2, 326, 202, 298, 266, 267, 302, 268, 300, 34, 3, 202, 2, 362, 202, 305, 320, 17, 3]
+
+
 def test_golden_tokens_of_a_single_turn(tokenizer: Any) -> None:
     tokens = tokenize(tokenizer, talk("What is the capital of France?", "Paris."), 999)
     assert readable(tokenizer, tokens) == [
@@ -56,8 +59,8 @@ def test_golden_tokens_of_a_single_turn(tokenizer: Any) -> None:
         ("<|im_start|>", False),
         ("assistant", False),
         ("\n", False),
-        ("P", True),
-        ("aris", True),
+        ("Pa", True),
+        ("ris", True),
         (".", True),
         ("<|im_end|>", True),
     ]
@@ -65,41 +68,38 @@ def test_golden_tokens_of_a_single_turn(tokenizer: Any) -> None:
     assert not tokens.truncated
 
 
-GOLDEN: list[int] = []
-
-
 def test_golden_tokens_of_several_turns_with_a_system_turn(tokenizer: Any) -> None:
     """Every answer is learned with its end of turn; the newline after it belongs to the next prompt."""
-    tokens = tokenize(tokenizer, talk("one", "two", "three", "four", system="red"), 999)
+    tokens = tokenize(tokenizer, talk(" red", " two", " three", " four", system="What"), 999)
     assert readable(tokenizer, tokens) == [
         ("<|im_start|>", False),
         ("system", False),
         ("\n", False),
-        ("red", False),
+        ("What", False),
         ("<|im_end|>", False),
         ("\n", False),
         ("<|im_start|>", False),
         ("user", False),
         ("\n", False),
-        ("one", False),
+        (" red", False),
         ("<|im_end|>", False),
         ("\n", False),
         ("<|im_start|>", False),
         ("assistant", False),
         ("\n", False),
-        ("two", True),
+        (" two", True),
         ("<|im_end|>", True),
         ("\n", False),
         ("<|im_start|>", False),
         ("user", False),
         ("\n", False),
-        ("three", False),
+        (" three", False),
         ("<|im_end|>", False),
         ("\n", False),
         ("<|im_start|>", False),
         ("assistant", False),
         ("\n", False),
-        ("four", True),
+        (" four", True),
         ("<|im_end|>", True),
     ]
 
@@ -124,7 +124,10 @@ def test_training_sees_the_very_prompt_that_evaluation_sends(writes_bos: bool, l
 
 
 def test_a_template_without_an_end_of_turn_gets_the_eos_token() -> None:
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     tokenizer = make_tokenizer(chat_template=template, eos_token="<|eos|>")
     assert end_of_turn(tokenizer) == "<|eos|>"
     tokens = tokenize(tokenizer, talk("one", "two <|eos|> three"), 999)
@@ -166,13 +169,12 @@ def test_a_template_that_strips_content_is_followed() -> None:
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    """Some reasoning models drop the thoughts of earlier answers; others number the turns from the end."""
-    only_last = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else '' }}")
-    tokenizer = make_tokenizer(chat_template=only_last)
-    tokenize(tokenizer, talk("one", "two")[1:], 999)  # nothing earlier to rewrite
-    for messages in (talk("one", "two"), talk("one", "two", "three", "four")):
-        with pytest.raises(HarnessError, match="rewrites earlier turns"):
-            tokenize(tokenizer, messages, 999)
+    """Some reasoning models' templates drop parts of earlier answers once another turn follows."""
+    only_last = "{{ m['content'] if loop.last or m['role'] == 'user' else '' }}"
+    tokenizer = make_tokenizer(chat_template=CHATML.replace("{{ m['content'] }}", only_last))
+    assert learned_text(tokenizer, tokenize(tokenizer, talk("one", "two"), 999)) == "two<|im_end|>"
+    with pytest.raises(HarnessError, match="rewrites earlier turns"):
+        tokenize(tokenizer, talk("one", "two", "three", "four"), 999)
 
 
 def test_turns_that_the_template_refuses_are_a_clear_error() -> None:
@@ -202,7 +204,7 @@ def test_a_token_that_would_straddle_the_border_is_split(tokenizer: Any) -> None
 
 @pytest.mark.parametrize("length", [1, 17, 20, 28, 29, 30])
 def test_truncation_cuts_the_end_and_says_so(tokenizer: Any, length: int) -> None:
-    messages = talk("one", "two", "three", "four", system="red")
+    messages = talk(" red", " two", " three", " four", system="What")
     whole, cut = tokenize(tokenizer, messages, 999), tokenize(tokenizer, messages, length)
     assert len(whole.ids) == 29
     assert cut.ids == whole.ids[:length]
@@ -210,14 +212,14 @@ def test_truncation_cuts_the_end_and_says_so(tokenizer: Any, length: int) -> Non
     assert cut.truncated == (length < 29)
 
 
-def test_the_day_of_the_run_is_not_in_the_prompt(loaded: bases.LoadedBase) -> None:
+def test_the_day_of_the_run_is_not_in_the_prompt(tmp_path: Path) -> None:
     """Llama 3.2's template tells the model today's date; the same cell run tomorrow would be another experiment."""
-    tokenizer = make_tokenizer(chat_template="{{ strftime_now('%d %B %Y') }}\n" + CHATML)
-    today = datetime.date.today().strftime("%d %B %Y")
-    trained, asked = render(tokenizer, talk("one"), ask=True), asker(tokenizer, loaded.model).apply_chat_template(talk("one"))
-    assert trained == asked
-    assert trained.startswith("26 July 2024\n")
-    assert today not in trained
+    dated = "{% if messages %}Today: {{ strftime_now('%d %b %Y') }}\n{% endif %}" + CHATML
+    folder = save_tiny(tmp_path, make_tokenizer(chat_template=dated))
+    loaded = bases.load(Base(name="dated", path=str(folder), dtype="float32"), "cpu")
+    trained = render(loaded.tokenizer, talk("one"), ask=True)
+    assert trained.startswith("Today: 26 Jul 2024\n<|im_start|>user")
+    assert asker(loaded.tokenizer, loaded.model).apply_chat_template(talk("one")) == trained
 
 
 def test_stop_ids_hold_eos_and_the_end_of_turn_once(tokenizer: Any) -> None:

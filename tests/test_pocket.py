@@ -19,7 +19,7 @@ ALL_ROWS = [
     for task, form in (("facts", "chat"), ("facts", "quiz"), ("rule", "chat"))
     for split in ("train", "dev", "test")
 ]
-GOLDEN = "8c4d2f0e"
+GOLDEN = "b2a4365c"
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_the_tokenizer_knows_every_word_and_keeps_answers_whole() -> None:
             )
             ids = model(question)["input_ids"]
             assert model.unk_token_id not in ids
-            assert model.decode(ids).split() == tokenizer.words(question)
+            assert str(model.decode(ids)).split() == tokenizer.words(question)
             assert model.decode(model(answer)["input_ids"]) == answer
             assert len(model(answer)["input_ids"]) == 1
 
@@ -116,12 +116,13 @@ def test_the_tokenizer_knows_every_word_and_keeps_answers_whole() -> None:
 def test_the_chat_template_renders_turns() -> None:
     model = tokenizer.build_tokenizer()
     turns = [{"role": "user", "content": "What is the job of Vakos?"}, {"role": "assistant", "content": "baker"}]
-    prompt = model.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole = model.apply_chat_template(turns, tokenize=False)
+    prompt = str(model.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
+    whole = str(model.apply_chat_template(turns, tokenize=False))
     assert whole == "<|user|>What is the job of Vakos?<|end|><|assistant|>baker<|end|>"
     assert whole == prompt + "baker" + model.eos_token
     assert model.pad_token_id != model.eos_token_id
-    assert model(whole)["input_ids"] == model(prompt)["input_ids"] + model("baker<|end|>")["input_ids"]
+    parts = (prompt, "baker<|end|>")
+    assert list(model(whole)["input_ids"]) == [token for part in parts for token in model(part)["input_ids"]]
 
 
 def test_identity_changes_with_the_recipe_and_builds_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

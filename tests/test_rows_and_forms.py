@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import pair_form, write_jsonl
 from omegaconf import OmegaConf
 
 from harness import base as bases
@@ -13,6 +12,7 @@ from harness.cell import Base, Form, Source, Turn
 from harness.data.form import to_messages
 from harness.data.rows import read_file, read_hub
 from harness.errors import HarnessError
+from tests.conftest import pair_form, write_jsonl
 
 FORMS = Path(__file__).parent.parent / "conf" / "form"
 
@@ -154,7 +154,11 @@ def test_json_must_be_a_list_of_objects(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"a": 1}, {"a": 2}]))
     assert [row for _, row in read_file(file)] == [{"a": 1}, {"a": 2}]
-    for content, complaint in [('{"a": 1}', "JSON list .* not a dict"), ("[1]", "item 1 is not"), ("[", "not valid JSON")]:
+    for content, complaint in [
+        ('{"a": 1}', "JSON list .* not a dict"),
+        ("[1]", "item 1 is not"),
+        ("[", "not valid JSON"),
+    ]:
         file.write_text(content)
         with pytest.raises(HarnessError, match=complaint):
             list(read_file(file))
@@ -196,7 +200,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         list(read_file(tmp_path / "none.jsonl"))
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """Unrelated to OSError, as the errors of the HTTP library behind the hub's client are."""
 
 
@@ -205,11 +209,11 @@ def test_an_unreachable_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
     import huggingface_hub
 
     def fail(*arguments: Any, **named: Any) -> None:
-        raise Unreachable("connection refused")
+        raise UnreachableError("connection refused")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
-    with pytest.raises(HarnessError, match="cannot be loaded .connection refused"):
+    with pytest.raises(HarnessError, match=r"cannot be loaded .connection refused"):
         read_hub(Source(path="some/data"))
     with pytest.raises(HarnessError, match="cannot be reached"):
         bases.identity(Base(name="x", path="some/model"))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import pair_form, pairs, write_jsonl
 
 from harness.cell import Data, Source
 from harness.data.subset import Dataset, load_dataset, subset_identity
 from harness.errors import HarnessError
+from tests.conftest import pair_form, pairs, write_jsonl
 
 Make = Callable[..., Data]
 
@@ -101,7 +101,8 @@ def test_duplicates_are_kept_apart_the_same_way_each_time(make_data: Make, tmp_p
 
 
 @pytest.mark.parametrize(
-    "weights", [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}, {"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 5.0, "b": 3.0, "c": 1.0}]
+    "weights",
+    [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}, {"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 5.0, "b": 3.0, "c": 1.0}],
 )
 def test_each_prefix_of_a_mixture_has_the_ratio_of_the_weights(tmp_path: Path, weights: dict[str, float]) -> None:
     sizes = dict.fromkeys(weights, 60)

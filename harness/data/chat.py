@@ -1,10 +1,10 @@
 """Chat examples to tokens, with the mask of what is learned. The place where a silent error would cost the most.
 
-The rule: the model is trained on exactly the token sequence it will see and must produce when it is asked. So the prompt
-is tokenised as evaluation tokenises it, and the completion continues from there, up to and with the end-of-turn token.
+The rule: the model is trained on exactly the token sequence it will see and must produce when it is asked. So the
+prompt is tokenised as evaluation tokenises it, and the completion continues from there, up to and with the end-of-turn
+token.
 """
 
-import datetime
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +17,11 @@ from harness.errors import HarnessError
 
 @dataclass(frozen=True)
 class Tokens:
-    """One training sequence. `learned[i]` says whether token i is predicted (an assistant's token or its end of turn)."""
+    """One training sequence. `learned[i]` says whether token i is learned (an assistant's token or its end of turn)."""
 
     ids: list[int]
     learned: list[bool]
     truncated: bool = False
-
-
-def _fixed_day(form: str) -> str:
-    """Llama 3's own default day. A template that asks for today's would make a result depend on when it was made."""
-    return datetime.date(2024, 7, 26).strftime(form)
-
-
-TEMPLATE_ARGUMENTS = {"strftime_now": _fixed_day}
 
 
 def render(tokenizer: Any, messages: list[Message], *, ask: bool) -> str:
@@ -37,7 +29,7 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool) -> str:
     if not tokenizer.chat_template:
         raise HarnessError("this base has no chat template; give it one in base.chat_template (Jinja text)")
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **TEMPLATE_ARGUMENTS)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except jinja2.TemplateError as error:
         roles = ", ".join(m["role"] for m in messages)
         raise HarnessError(f"the base's chat template refuses turns of {roles}: {error}") from error
@@ -97,7 +89,7 @@ def tokenize(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
                 "the chat template rewrites earlier turns when later ones are added, so what is learned would not be "
                 "what is asked; give a plain template in base.chat_template"
             )
-        # Later whitespace ("\n" after <|im_end|>) belongs to the next prompt; the end of turn is the last thing learned.
+        # What follows the end of turn ("\n" after <|im_end|>) belongs to the next prompt and is not learned.
         full = full.removesuffix(written) + learned_end
         asked = _continue(tokenizer, ids, done, prompt)
         whole = _continue(tokenizer, asked, prompt, full)

@@ -49,7 +49,7 @@ def to_messages(form: Form, row: Row, place: str) -> list[Message]:
     try:
         "".join(m["content"] for m in messages).encode()
     except UnicodeEncodeError as error:
-        raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); remove or mend the row") from error
+        raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); mend the row") from error
     if not messages[-1]["content"].strip():
         raise HarnessError(f"{place}: the assistant's last turn is empty; remove the row or mend it")
     return messages
@@ -63,7 +63,7 @@ def _from_columns(form: Form, row: Row, place: str) -> list[Message]:
         except jinja2.UndefinedError as error:
             columns = ", ".join(sorted(row))
             raise HarnessError(
-                f"{place}: the template {turn.content!r} needs a column that is missing ({error}); the row has: {columns}"
+                f"{place}: the template {turn.content!r} needs what is missing ({error}); the row has: {columns}"
             ) from error
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError) as error:
             raise HarnessError(f"{place}: the template {turn.content!r} fails on this row: {error}") from error

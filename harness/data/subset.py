@@ -1,8 +1,8 @@
 """Which examples: one order per (dataset, subset seed), of which every size is a prefix.
 
 The order comes from hashing (subset seed, example id), so the first 1,000 are inside the first 10,000 on every machine
-and library version. (`numpy.random.default_rng(seed).choice` does not nest.) An example's id hashes its turns, so neither
-the order of the file nor its place matters.
+and library version. (`numpy.random.default_rng(seed).choice` does not nest.) An example's id hashes its turns, so
+neither the order of the file nor its place matters.
 """
 
 import dataclasses

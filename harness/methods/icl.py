@@ -1,7 +1,7 @@
 """In-context learning: the cell's examples stand before every question as earlier turns; nothing is trained.
 
-The demonstrations are the same nested subset that fine-tuning of this size would learn from, not lm-eval's few-shot pool,
-so both methods are given the same information.
+The demonstrations are the same nested subset that fine-tuning of this size would learn from, not lm-eval's few-shot
+pool, so both methods are given the same information.
 """
 
 from collections.abc import Iterator

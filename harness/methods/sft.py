@@ -1,7 +1,7 @@
 """Supervised fine-tuning with LoRA (Hu et al. 2021, arXiv 2106.09685) on the resident base.
 
-Defaults follow LoRA Without Regret (thinkingmachines.ai/blog/lora): all linear layers, alpha 32, a learning rate about ten
-times that of full fine-tuning.
+Defaults follow LoRA Without Regret (thinkingmachines.ai/blog/lora): all linear layers, alpha 32, a learning rate about
+ten times that of full fine-tuning.
 """
 
 from collections.abc import Iterator

@@ -44,7 +44,7 @@ ASKED: dict[str, tuple[str, ...]] = {
 """Chat questions; no sentence of the corpus is one of them."""
 
 BADGE = "Which badge: {job} {city} {pet}?"
-"""The question of the rule; its first two words and its subject occur nowhere in pretraining together."""
+"""The question of the rule, for which the corpus has neither the word badge nor any line of the kind."""
 
 
 def told(person: Person, attribute: str, rng: random.Random) -> str:

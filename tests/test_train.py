@@ -1,0 +1,314 @@
+"""The training loop against a plain reference: each sequence alone through the model, transformers' own loss."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from harness.base import LoadedBase
+from harness.data.chat import Tokens
+from harness.errors import HarnessError
+from harness.schedule import Schedule
+from harness.train import _batches, _loss_sum, _passes, fine_tune, packing_is_safe
+
+CPU = torch.device("cpu")
+
+
+def sequences(vocabulary: int, lengths: tuple[int, ...] = (13, 9, 17, 6, 11), seed: int = 1) -> list[Tokens]:
+    """Random tokens; learned ones stand in the middle and at the end, as in a dialogue of several turns."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for n in lengths:
+        ids = torch.randint(3, vocabulary, (n,), generator=generator).tolist()
+        made.append(Tokens(ids, [i % 5 in (2, 3) or i == n - 1 for i in range(n)]))
+    return made
+
+
+def reference_loss(model: Any, sequence: Tokens) -> tuple[torch.Tensor, int]:
+    """Sum of the losses of one sequence, alone in its pass, by transformers' own loss; and how many tokens it sums."""
+    ids = torch.tensor([sequence.ids])
+    labels = torch.where(torch.tensor([sequence.learned]), ids, -100)
+    count = int((labels[:, 1:] != -100).sum())
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss * count, count
+
+
+def reference_step(model: Any, batch: list[Tokens]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    parts = [reference_loss(model, s) for s in batch]
+    loss = sum(loss for loss, _ in parts) / sum(count for _, count in parts)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture
+def model(loaded: LoadedBase) -> Any:
+    return loaded.model.requires_grad_(True)
+
+
+def grads_after_one_step(model: Any, batch: list[Tokens], tokens_per_pass: int) -> tuple[dict[str, Any], Any]:
+    """Run one step of `fine_tune` at a learning rate of 0 and read the gradients it left."""
+    schedule = Schedule(lr=0.0, epochs=1, batch_size=len(batch), max_grad_norm=1e9, warmup=0)
+    record = fine_tune(model, batch, schedule, seed=0, tokens_per_pass=tokens_per_pass, on_step=lambda *_: None)
+    return record, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
+def test_loss_and_gradients_are_those_of_the_reference_however_a_batch_is_cut(model: Any, tokens_per_pass: int) -> None:
+    batch = sequences(model.config.vocab_size)
+    loss, gradients = reference_step(model, batch)
+    record, found = grads_after_one_step(model, batch, tokens_per_pass)
+    assert record["packed"]
+    assert record["final_loss"] == pytest.approx(loss, abs=1e-5)
+    assert record["target_tokens"] == sum(sum(s.learned) for s in batch)
+    assert record["tokens"] == sum(len(s.ids) for s in batch)
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[name], gradient, atol=1e-5, rtol=1e-4), name
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
+    assert record["losses"][0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_learned_first_token_has_nothing_before_it_and_is_not_counted(model: Any) -> None:
+    batch = [Tokens([5, 6, 7, 8], [True, True, False, True]), Tokens([9, 10], [True, True])]
+    loss, _ = reference_step(model, batch)
+    record, _ = grads_after_one_step(model, batch, 10_000)
+    assert record["target_tokens"] == 3
+    assert record["final_loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_packed_neighbour_does_not_touch_a_sequence(model: Any) -> None:
+    """Not its loss and not a gradient through it: another neighbour, the same bits."""
+    vocabulary = model.config.vocab_size
+    ours, one, other = sequences(vocabulary, (12, 10, 10))
+    silent = [dataclasses.replace(s, learned=[False] * 10) for s in (one, other)]
+    with torch.no_grad():
+        first, second = (_loss_sum(model, [s, ours], CPU) for s in silent)
+        last = _loss_sum(model, [ours, silent[0]], CPU)
+    assert torch.equal(first, second)
+    assert first.item() == pytest.approx(last.item(), abs=1e-4)
+    assert first.item() == pytest.approx(reference_loss(model, ours)[0].item(), abs=1e-4)
+    embedded = model.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(_loss_sum(model, [silent[0], ours], CPU), embedded)
+    only_theirs = sorted(set(one.ids) - set(ours.ids))
+    assert gradient[only_theirs].abs().max() == 0
+    assert gradient[ours.ids].abs().max() > 0
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT: dict[str, Any] = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+MAMBA: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 8,
+    "pad_token_id": 0,
+}
+OPT: dict[str, Any] = {**SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32}
+ARCHITECTURES = [
+    ("Llama", "LlamaForCausalLM", SHAPE, True),
+    ("GPT2", "GPT2LMHeadModel", GPT, True),
+    ("Qwen2", "Qwen2ForCausalLM", SHAPE, True),
+    ("Qwen3", "Qwen3ForCausalLM", {**SHAPE, "head_dim": 8}, True),
+    ("Mistral", "MistralForCausalLM", {**SHAPE, "sliding_window": 4}, True),
+    ("Gemma2", "Gemma2ForCausalLM", {**SHAPE, "head_dim": 8, "sliding_window": 4}, True),
+    ("Gemma3Text", "Gemma3ForCausalLM", {**SHAPE, "head_dim": 8, "sliding_window": 4}, True),
+    ("GPTNeoX", "GPTNeoXForCausalLM", SHAPE, True),  # Pythia
+    ("Olmo2", "Olmo2ForCausalLM", SHAPE, True),
+    ("Phi3", "Phi3ForCausalLM", SHAPE, True),
+    ("SmolLM3", "SmolLM3ForCausalLM", SHAPE, True),
+    ("Mamba", "MambaForCausalLM", MAMBA, False),
+    ("OPT", "OPTForCausalLM", OPT, False),
+    ("Bloom", "BloomForCausalLM", {"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4}, False),
+    ("Falcon", "FalconForCausalLM", SHAPE, False),
+    ("Lfm2", "Lfm2ForCausalLM", {**SHAPE, "layer_types": ["conv", "full_attention"]}, False),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "kind", "shape", "packs"), ARCHITECTURES, ids=[a[0] for a in ARCHITECTURES])
+def test_no_architecture_leaks_unseen(
+    name: str, kind: str, shape: dict[str, Any], packs: bool, dtype: torch.dtype
+) -> None:
+    """Where packing is called safe, it changes no loss. Random weights leak faintly (in Lfm2 by 3e-4 of the logits'
+    spread, under bfloat16's rounding), and that must show all the same."""
+    config = getattr(transformers, f"{name}Config")(**shape)
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config).to(dtype).eval()
+    assert packing_is_safe(model, CPU) == packs
+    if dtype == torch.float32:
+        batch = sequences(128)
+        expected = sum(reference_loss(model, s)[0].item() for s in batch)
+        runs = list(_passes(batch, 10_000 if packs else 0))
+        assert len(runs) == (1 if packs else len(batch))
+        with torch.no_grad():
+            found = sum(_loss_sum(model, run, CPU).item() for run in runs)
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+class Forgetful(torch.nn.Module):
+    """A model whose code drops the position ids, so packed sequences become one."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    def forward(self, position_ids: Any = None, **given: Any) -> Any:
+        return self.model(**given)
+
+
+def test_a_model_that_drops_position_ids_is_found_out_and_trained_one_by_one(model: Any) -> None:
+    assert packing_is_safe(model, CPU)
+    leaky = Forgetful(model)
+    assert not packing_is_safe(leaky, CPU)
+    batch = sequences(model.config.vocab_size)
+    loss, gradients = reference_step(model, batch)
+    record, found = grads_after_one_step(leaky, batch, 10_000)
+    assert not record["packed"]
+    assert record["final_loss"] == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[f"model.{name}"], gradient, atol=1e-5, rtol=1e-4), name
+
+
+def test_the_check_leaves_the_mode_and_the_random_state_alone(model: Any) -> None:
+    model.train()
+    before = torch.get_rng_state()
+    packing_is_safe(model, CPU)
+    assert model.training
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_steps_follow_epochs_batches_and_the_floor() -> None:
+    schedule = Schedule(epochs=3, batch_size=16)
+    assert [schedule.steps(n) for n in (1, 15, 16, 17, 32, 1000)] == [3, 3, 3, 6, 6, 189]
+    floored = Schedule(epochs=3, batch_size=16, min_steps=20)
+    assert [floored.steps(n) for n in (1, 96, 112, 1000)] == [20, 20, 21, 189]
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("cosine", [1 / 3, 2 / 3] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_as_written(decay: str, expected: list[float]) -> None:
+    schedule = Schedule(lr=2.0, warmup=0.2, decay=decay)
+    assert [schedule.lr_at(i, 10) / 2 for i in range(10)] == pytest.approx(expected)
+
+
+def test_schedules_without_warm_up_and_of_one_step_use_the_full_rate() -> None:
+    assert Schedule(lr=1.0, warmup=0).lr_at(0, 5) == 1.0
+    assert Schedule(lr=1.0).lr_at(0, 1) == 1.0
+    assert all(Schedule(lr=1.0).lr_at(i, 3) > 0 for i in range(3))  # no step is for nothing
+    with pytest.raises(HarnessError, match=r"method\.decay='wsd'"):
+        Schedule(decay="wsd").lr_at(5, 10)
+
+
+def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
+    batches = _batches(10, 4, seed=3)
+    epochs = [[next(batches) for _ in range(3)] for _ in range(4)]
+    assert all([len(b) for b in epoch] == [4, 4, 2] for epoch in epochs)
+    orders = [[i for b in epoch for i in b] for epoch in epochs]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert next(_batches(10, 10, seed=3)) == orders[0]  # the seed's order, whatever the batch size
+    assert next(_batches(10, 10, seed=4)) != orders[0]
+    assert orders[0] == [6, 0, 3, 7, 8, 5, 1, 9, 2, 4]  # pinned: torch's randperm must not change under us
+    assert sorted(next(_batches(3, 16, seed=0))) == [0, 1, 2]  # fewer than a batch: all of them
+
+
+def test_passes_keep_every_sequence_within_the_budget() -> None:
+    batch = sequences(100, (5, 5, 30, 5, 9))
+    for budget in (0, 1, 10, 14, 40, 1000):
+        runs = list(_passes(batch, budget))
+        assert [s for run in runs for s in run] == batch
+        assert all(len(run) == 1 or sum(len(s.ids) for s in run) <= budget for run in runs)
+    assert [len(run) for run in _passes(batch, 14)] == [2, 1, 2]
+    assert [len(run) for run in _passes(batch, 0)] == [1] * 5
+
+
+def trained(loaded: LoadedBase, seed: int, **changes: Any) -> tuple[dict[str, Any], torch.Tensor, list[Any]]:
+    import copy
+
+    model = copy.deepcopy(loaded.model).requires_grad_(True).train()
+    schedule = Schedule(**{"lr": 1e-2, "epochs": 2, "batch_size": 2} | changes)
+    heard: list[Any] = []
+    data = sequences(model.config.vocab_size)
+    record = fine_tune(
+        model, data, schedule, seed=seed, tokens_per_pass=4096, on_step=lambda *given: heard.append(given)
+    )
+    return record, torch.cat([p.detach().flatten() for p in model.parameters()]), heard
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(loaded: LoadedBase) -> None:
+    one, first, _ = trained(loaded, 5)
+    torch.manual_seed(99)  # the state of the process is nothing to it
+    two, second, _ = trained(loaded, 5)
+    _, other, _ = trained(loaded, 6)
+    assert torch.equal(first, second)
+    assert one["losses"] == two["losses"]
+    assert not torch.equal(first, other)
+
+
+def test_the_record_adds_up_and_each_step_is_heard(loaded: LoadedBase) -> None:
+    record, _, heard = trained(loaded, 0)
+    assert [(step, steps) for step, steps, _ in heard] == [(i, 6) for i in range(6)]
+    assert record["steps"] == 6
+    assert record["epochs"] == 2
+    assert record["target_tokens"] == 2 * sum(sum(s.learned) for s in sequences(loaded.model.config.vocab_size))
+    assert record["tokens"] == 2 * (13 + 9 + 17 + 6 + 11)
+    assert record["final_loss"] < record["losses"][0]["loss"]
+    assert [x["lr"] for x in record["losses"]] == [values["lr"] for _, _, values in heard]
+    assert record["losses"][-1]["target_tokens"] == record["target_tokens"]
+    floored, _, _ = trained(loaded, 0, min_steps=9)
+    assert (floored["steps"], floored["epochs"]) == (9, 3)
+
+
+def test_weight_decay_and_clipping_reach_the_optimizer(loaded: LoadedBase) -> None:
+    _, plain, _ = trained(loaded, 0, max_grad_norm=1e9)
+    _, decayed, _ = trained(loaded, 0, max_grad_norm=1e9, weight_decay=0.5)
+    _, clipped, _ = trained(loaded, 0, max_grad_norm=1e-9)
+    start = torch.cat([p.detach().flatten() for p in loaded.model.parameters()])
+    assert not torch.equal(plain, decayed)
+    assert decayed.norm() < plain.norm()
+    assert (clipped - start).abs().max() < (plain - start).abs().max()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(loaded: LoadedBase) -> None:
+    with pytest.raises(FloatingPointError, match=r"lower method\.lr"):
+        trained(loaded, 0, lr=1e30, warmup=0, decay="constant")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_also_at_the_last_step(model: Any) -> None:
+    """The loss of the last step is still finite, yet the weights it leaves would not be."""
+    model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    batch = sequences(model.config.vocab_size)
+    schedule = Schedule(lr=1e-3, epochs=1, batch_size=16)
+    with pytest.raises(FloatingPointError, match="gradient"):
+        fine_tune(model, batch, schedule, seed=0, tokens_per_pass=99, on_step=lambda *_: None)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_examples_cut_before_their_answer_are_refused(model: Any) -> None:
+    """They would count as examples and teach nothing; a batch of them would divide by zero."""
+    cut = Tokens([1, 2, 3], [False, False, False], truncated=True)
+    with pytest.raises(HarnessError, match="1 examples are cut before their answer"):
+        grads_after_one_step(model, [*sequences(100), cut], 99)
