@@ -103,7 +103,7 @@ class Run:
     workers: int = 1  # processes that run cells side by side, each with its own resident base
     threads: int | None = None  # CPU threads of each worker; None: torch's choice
     eval_batch_size: int = 16
-    tokens_per_pass: int = 4096  # packed into one forward pass of training; more is faster and needs more memory
+    tokens_per_pass: int = 1024  # packed into one forward pass of training; attention costs their square
 
 
 @dataclass

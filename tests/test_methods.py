@@ -208,6 +208,20 @@ def test_dropout_changes_the_training_and_follows_the_seed(loaded: LoadedBase, m
     assert run(0.5, "a") == run(0.5, "b") != run(0.0, "c")
 
 
+def test_the_whole_model_is_in_training_mode_while_it_trains(
+    loaded: LoadedBase, make_cell: Make, tmp_path: Path
+) -> None:
+    """Some bases have dropout of their own (GPT-2), which belongs to fine-tuning and not to evaluation."""
+    cell, modes = make_cell(Sft(**QUICK)), set()
+
+    def look(*_: Any) -> None:
+        modes.update(module.training for module in loaded.model.modules())
+
+    with cell.method.adapt(loaded, examples_of(cell), cell, tmp_path, look) as adapted:
+        assert modes == {True}
+        assert not any(module.training for module in adapted.model.modules())
+
+
 def test_a_corrupted_or_missing_adapter_is_refused(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
     cell = make_cell(Sft(**QUICK))
     sha256(loaded, cell, tmp_path)

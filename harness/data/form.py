@@ -63,7 +63,8 @@ def _from_columns(form: Form, row: Row, place: str) -> list[Message]:
         except jinja2.UndefinedError as error:
             columns = ", ".join(sorted(row))
             raise HarnessError(
-                f"{place}: the template {turn.content!r} needs what is missing ({error}); the row has: {columns}"
+                f"{place}: the template {turn.content!r} needs a column that is missing ({error}); "
+                f"the row has: {columns}"
             ) from error
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError) as error:
             raise HarnessError(f"{place}: the template {turn.content!r} fails on this row: {error}") from error
