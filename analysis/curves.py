@@ -176,6 +176,7 @@ def draw(table: pd.DataFrame, *, others: bool = False) -> Figure:
     panels = _panels(table, others)
     if not panels:
         raise HarnessError("nothing to draw: no finished cell with examples" + " and a second filter" * others)
+    table = telling(table)
     style = Style.of(table)
     columns = min(3, len({p[0] for p in panels}) if len({p[1] for p in panels}) > 1 else len(panels))
     if others:
@@ -204,6 +205,12 @@ def draw(table: pd.DataFrame, *, others: bool = False) -> Figure:
         frameon=False, handlelength=2.6, columnspacing=1.6,
     )  # fmt: skip
     return figure
+
+
+def telling(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the variants that tell no line from another: where a base's data and method have only one."""
+    several = table.groupby(["base", "data", "method"])["variant"].transform("nunique") > 1
+    return table.assign(variant=table["variant"].where(several, ""))
 
 
 def svg(figure: Figure) -> str:
@@ -272,9 +279,11 @@ def _dress(axes: Axes, scale: pd.DataFrame, shown: pd.DataFrame) -> None:
     axes.set_facecolor("none")
     axes.set_xscale("log")
     sizes = sorted(shown.loc[shown["method"] != "base", "size"].unique())
-    ticks = sizes
-    if len(sizes) > 6:
-        ticks = [s for s in sizes if math.isclose(math.log10(s) % 1, 0, abs_tol=1e-9)] or sizes[:: len(sizes) // 5]
+    room = math.log10(sizes[-1] / sizes[0]) / 8  # decades that a label needs
+    ticks: list[float] = []
+    for size in reversed(sizes):
+        if not ticks or math.log10(ticks[-1] / size) >= room:
+            ticks.append(size)
     axes.set_xticks(ticks, [brief(s) for s in ticks])
     axes.set_xticks([s for s in sizes if s not in ticks], minor=True)
     axes.xaxis.set_tick_params(which="minor", labelbottom=False)
@@ -293,9 +302,9 @@ def _dress(axes: Axes, scale: pd.DataFrame, shown: pd.DataFrame) -> None:
 
 
 def brief(size: float) -> str:
-    """A number of examples as people write it: 300, 1k, 3.5k, 1M."""
+    """A number of examples as people write it: 300, 1k, 3.5k, 1M; 2048 stays 2048."""
     for unit, name in ((1_000_000, "M"), (1_000, "k")):
-        if size >= unit:
+        if size >= unit and (size >= 10 * unit or size % (unit / 10) == 0):
             return f"{size / unit:.3g}{name}"
     return f"{size:.0f}"
 

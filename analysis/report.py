@@ -57,7 +57,7 @@ def write_report(
         figures=_figures(table, folder),
         tables=_tables(table),
         show={
-            "variant": bool((table["variant"] != "").any()),
+            "variant": bool((curves.telling(table)["variant"] != "").any()),
             "data": table.loc[table["method"] != "base", "data"].nunique() > 1,
             "flags": bool(table.loc[table["method"] != "base", "interval"].isin(FLAGS).any()),
         },

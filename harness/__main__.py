@@ -245,7 +245,7 @@ def _summary(planned: "list[Planned]") -> str:
 
 def _draw(folder: Path, mirror: "Cell | None" = None) -> None:
     """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say."""
-    from analysis.curves import points
+    from analysis.curves import points, telling
     from analysis.report import write_report
     from harness import board
     from harness.store import provenance, read_json
@@ -256,7 +256,8 @@ def _draw(folder: Path, mirror: "Cell | None" = None) -> None:
     page = write_report(frame, folder, sweep=folder.name, provenance=provenance(), **facts)
     if mirror:
         figure = folder / "curves.png"
-        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=points(frame), figure=figure, folder=folder)
+        table = telling(points(frame))
+        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=table, figure=figure, folder=folder)
     print(f"{page}\n{folder / 'curves.png'}")
 
 

@@ -24,7 +24,6 @@ class Sweep:
     """One scientific question. `cell` holds for every arm; an arm's own axes go before it."""
 
     hypothesis: str = ""
-    notes: str = ""
     cell: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
 
