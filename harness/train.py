@@ -38,7 +38,9 @@ def fine_tune(
     if cut := sum(not any(s.learned[1:]) for s in sequences):
         raise HarnessError(f"{cut} examples are cut before their answer begins; raise method.max_length")
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=schedule.lr, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        weights, lr=schedule.lr, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
+    )
     packed = packing_is_safe(model, device)
     steps = schedule.steps(len(sequences))
     batches = _batches(len(sequences), schedule.batch_size, seed)

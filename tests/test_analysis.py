@@ -187,7 +187,7 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
 def test_csv_cells_are_never_formulas(tmp_path: Path) -> None:
     write(sweep(base='=HYPERLINK("http://x")', data="@evil"), tmp_path)
     rows = list(csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8")))
-    assert {row["base"] for row in rows} == {"'=HYPERLINK(\"http://x\")"}
+    assert {row["base"] for row in rows} == {'\'=HYPERLINK("http://x")'}
     assert {row["data"] for row in rows} == {"'@evil", "none"}
     assert min(float(row["score"]) for row in rows) == pytest.approx(0.05), "numbers stay numbers"
 
