@@ -199,7 +199,7 @@ def evaluate(arguments: list[str]) -> int:
     failed = failures(run_cells(waiting, asked.run.workers, asked.run.threads))
     scored, before = len(waiting) - len(failed), len(cells) - len(waiting)
     print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
-    _draw(parsed.runs)
+    _draw(parsed.runs, mirror=cells[0] if waiting else None)
     _print_failed(failed)
     return 1 if failed else 0
 
