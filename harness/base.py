@@ -154,7 +154,9 @@ def _commit(base: Base) -> str:
         cached = huggingface_hub.try_to_load_from_cache(base.path, "config.json", revision=base.revision)
         if isinstance(cached, str):
             return Path(cached).parent.name
-        raise HarnessError(f"the hub cannot be reached for {base.path!r} and its cache has no copy; {mend}") from error
+        raise HarnessError(
+            f"the hub cannot be reached for {base.path!r} ({type(error).__name__}) and its cache has no copy; {mend}"
+        ) from error
 
 
 def _folder_hash(folder: Path) -> str:

@@ -213,7 +213,23 @@ def test_an_unreachable_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
-    with pytest.raises(HarnessError, match=r"cannot be loaded .connection refused"):
+    with pytest.raises(HarnessError, match=r"cannot be reached .*UnreachableError"):
         read_hub(Source(path="some/data"))
     with pytest.raises(HarnessError, match="cannot be reached"):
         bases.identity(Base(name="x", path="some/model"))
+
+
+def test_a_hub_dataset_is_read_from_the_cache_when_the_hub_is_out_of_reach(tmp_path, monkeypatch):
+    """The layout of the hub's own cache, as a download leaves it."""
+    import huggingface_hub.constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "datasets--org--rows"
+    write_jsonl(repository / "snapshots" / commit / "train.jsonl", [{"prompt": "a", "completion": "b"}])
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    found, rows = read_hub(Source(path="org/rows"))
+    assert (found, [row for _, row in rows]) == (commit, [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(HarnessError, match="cache has no copy"):
+        read_hub(Source(path="org/other"))

@@ -64,21 +64,43 @@ def _checked(place: str, row: Any) -> tuple[str, Row]:
 
 
 def read_hub(source: Source) -> tuple[str, Iterator[tuple[str, Row]]]:
-    """(commit, rows) of a hub dataset. The commit is asked of the hub, or of its cache when offline."""
+    """(commit, rows) of a hub dataset: the commit that its revision means now or, offline, in the hub's cache."""
     import datasets
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     mend = "give a local file in `path`, or check the name, the network and your login"
     try:
-        commit = huggingface_hub.HfApi().dataset_info(source.path, revision=source.revision).sha
-        table = datasets.load_dataset(source.path, source.subset, split=source.split, revision=commit)
+        commit = huggingface_hub.HfApi().dataset_info(source.path, revision=source.revision, timeout=20).sha
+        place = {"path": source.path, "revision": commit}
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise HarnessError(f"{source.path!r} is neither a file here nor a hub dataset; {mend}") from error
-    except Exception as error:  # the network's errors are those of whichever HTTP library the hub's client uses
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # offline; the error is that of whichever HTTP library the hub's client uses
+        commit, folder = _cached(source)
+        if folder is None:
+            raise HarnessError(
+                f"the hub cannot be reached for the dataset {source.path!r} ({type(error).__name__}) "
+                f"and its cache has no copy; {mend}"
+            ) from error
+        place = {"path": folder}
+    try:
+        table = datasets.load_dataset(name=source.subset, split=source.split, **place)
+    except Exception as error:  # whatever a download or the table's own format raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HarnessError(f"the hub dataset {source.path!r} cannot be loaded ({first}); {mend}") from error
     return str(commit), ((f"{source.path}[{i}]", row) for i, row in enumerate(table))
+
+
+def _cached(source: Source) -> tuple[str, str | None]:
+    """(commit, folder) of the copy that an earlier download left."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(source.path, repo_type="dataset", revision=source.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return "", None
+    return Path(folder).name, folder
 
 
 def file_identity(path: Path) -> str:

@@ -28,7 +28,7 @@ class Lora:
 
     rank: int = 16
     alpha: float = 32
-    dropout: float = 0.0
+    dropout: float = 0.0  # above 0 its masks also depend on run.tokens_per_pass
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])  # or names, e.g. [q_proj,v_proj]
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
     dora: bool = False
@@ -64,6 +64,11 @@ class Sft(Method, Schedule):
         from safetensors.torch import load_file
         from transformers import set_seed
 
+        if self.lora.modules_to_save and base.config.dtype != "float32":
+            raise HarnessError(
+                f"method.lora.modules_to_save trains whole modules in the base's {base.config.dtype}, where small "
+                "steps are rounded away; set base.dtype=float32"
+            )
         set_seed(cell.seed)  # initialisation of the adapter, dropout
         with _as_it_came(base.model, copy=self.lora.init not in ("default", "gaussian", "orthogonal")):
             try:
