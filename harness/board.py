@@ -194,7 +194,7 @@ class _Line:
         return wandb.init(
             project=settings.project,
             entity=settings.entity,
-            dir=folder,
+            dir=folder.absolute(),  # wandb's service may have been started in another working directory
             mode=mode,  # type: ignore[arg-type]
             reinit="create_new",  # the previous cell's run may still be closing
             settings=wandb.Settings(**_quiet(), **_bounded()),

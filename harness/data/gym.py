@@ -1,7 +1,9 @@
 """Generated, verifiable rows from reasoning-gym (Apache-2.0), an Artifact like any other."""
 
+import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,28 @@ from harness.artifact import build_once, cache_dir
 from harness.cell import fingerprint
 from harness.errors import HarnessError
 
+# Tenths of all questions, by hash. Small tasks have few questions, and a test needs items: hence its large share.
+SPLITS = {"train": range(0, 3), "dev": range(3, 4), "test": range(4, 10)}
+PATIENCE = 1000  # draws in a row without a new question, after which a task is taken to have no more
+
 
 @dataclass
 class GymRows:
-    """`rows` items of one reasoning-gym task, as JSONL with the columns question, answer, task and seed.
+    """`rows` distinct questions of one reasoning-gym task, as JSONL with the columns question, answer and task.
 
-    Splits are kept apart by their seeds and their ranges of items never meet: item i of seed s is drawn from its own
-    generator (s + i), so give splits seeds further apart than their numbers of rows. `config` goes to the task.
+    A question belongs to one split by its own hash, so none that is trained on is ever asked: other seeds alone would
+    not do, since all 200 sums of two one-digit numbers come up under any seed. Without `split` all questions are drawn
+    from, for configurations that have none in common. `config` goes to the task.
     """
 
     task: str
     rows: int
-    seed: int
+    split: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.split is not None and self.split not in SPLITS:
+            raise HarnessError(f"reasoning-gym split {self.split!r} is unknown; use {', '.join(SPLITS)}")
 
     def identity(self) -> str:
         try:
@@ -31,18 +42,39 @@ class GymRows:
             raise HarnessError(
                 "reasoning-gym is not installed; pip install 'superficial-alignment-harness[smol]'"
             ) from error
-        return fingerprint(["reasoning-gym", version, self.task, self.rows, self.seed, dict(self.config)])
+        shares = [len(share) for share in SPLITS.values()]
+        return fingerprint([version, shares, self.task, self.split, self.rows, dict(self.config)])
 
     def path(self) -> Path:
-        folder = cache_dir() / "gym" / f"{self.task}-{self.rows}-{self.identity()[:12]}"
+        folder = cache_dir() / "gym" / f"{self.task}-{self.split or 'all'}-{self.rows}-{self.identity()[:12]}"
         return build_once(folder, self._build) / "rows.jsonl"
 
     def _build(self, folder: Path) -> None:
+        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+            for question, answer in self._distinct():
+                file.write(json.dumps({"question": question, "answer": answer, "task": self.task}) + "\n")
+
+    def _distinct(self) -> Iterator[tuple[str, str]]:
         import reasoning_gym
 
-        dataset = reasoning_gym.create_dataset(self.task, size=self.rows, seed=self.seed, **self.config)
-        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-            for i in range(self.rows):
-                item = dataset[i]
-                row = {"question": item["question"], "answer": item["answer"], "task": self.task, "item": i}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            endless = reasoning_gym.create_dataset(self.task, size=2**31 - 1, seed=0, **self.config)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise HarnessError(f"reasoning-gym has no task {self.task!r} with {self.config}: {error}") from error
+        seen: set[str] = set()
+        fruitless = index = 0
+        while len(seen) < self.rows:
+            item = endless[index]
+            index += 1
+            fruitless += 1
+            if fruitless > PATIENCE:
+                raise HarnessError(
+                    f"reasoning-gym's {self.task} has only {len(seen)} such questions with {self.config}; "
+                    "ask for fewer rows or a wider config"
+                )
+            question = item["question"]
+            tenth = int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10
+            if question not in seen and (self.split is None or tenth in SPLITS[self.split]):
+                seen.add(question)
+                fruitless = 0
+                yield question, item["answer"]
