@@ -8,7 +8,7 @@ demo: .venv/core
 	$(BIN)/harness sweep pocket
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -267,7 +267,7 @@ def test_folder_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyte
 
 
 def test_a_cell_costs_little(tmp_path: Path) -> None:
-    """Measured 0.03 s of the background thread a cell; the caller's share is far less."""
+    """No cell waits for W&B's start, flush or finish, of many seconds each; a guard with room, not a benchmark."""
     cell(tmp_path, run_id="warm").finish({})
     assert board.settle()
     start = time.monotonic()
@@ -278,8 +278,8 @@ def test_a_cell_costs_little(tmp_path: Path) -> None:
         run.finish({"s": 1})
     called = time.monotonic() - start
     assert board.settle()
-    assert called < 0.5
-    assert time.monotonic() - start < 5
+    assert called < 5
+    assert time.monotonic() - start < 40
 
 
 def test_nothing_of_command_or_machine_is_kept(tmp_path: Path) -> None:
