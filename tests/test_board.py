@@ -247,7 +247,7 @@ def test_unreachable_server_costs_no_cell_and_leaks_no_key(kind: str, mode: str,
     """Cells go on at once, the trouble is told once, the runs are kept offline, and the key stays out of all files."""
     with loopback(kind) as address:
         done = python(CELLS.format(mode=mode, cells=3), tmp_path, WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL=address)
-    assert float(done.stdout.split(":")[1]) < 0.5, "the cells waited for W&B"
+    assert float(done.stdout.split(":")[1]) < 0.9, "the cells waited for W&B"
     assert done.stderr.count("WARNING") == done.stderr.count("W&B online failed") == 1, done.stderr
     for i in range(3):
         (file,) = tmp_path.glob(f"wandb/offline-run-*-c{i}/*.wandb")
