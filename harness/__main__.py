@@ -104,9 +104,9 @@ def run(arguments: list[str]) -> None:
 
 
 def complete(arguments: list[str]) -> None:
-    from harness.app import complete as hydra_complete
+    from harness.app import complete as complete_line
 
-    hydra_complete(arguments)
+    complete_line(arguments, ["eval", "plan", "report", "run", "show", "status", "sweep"])
 
 
 def status(arguments: list[str]) -> int:

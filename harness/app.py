@@ -14,7 +14,7 @@ from harness.cell import Cell
 from harness.compose import compose_cell, register, shipped, to_cell, users_folder
 from harness.errors import HarnessError
 from harness.store import load
-from harness.sweep import parse
+from harness.sweep import known_sweeps, parse
 
 
 @hydra.main(config_path=str(shipped("conf").resolve()), config_name="cell", version_base="1.3")
@@ -75,13 +75,19 @@ def first_of_each(overrides: list[str], multirun: bool) -> list[str]:
     return chosen
 
 
-def complete(arguments: list[str]) -> None:
-    """`harness -sc install=bash` and what the shell calls back: Hydra's completion, behind our command words."""
+def complete(arguments: list[str], commands: list[str]) -> None:
+    """`harness -sc install=bash` and what the shell calls back: our command words, then Hydra's completion."""
     register()
-    words = os.environ.get("COMP_LINE", "").split(" ")
-    if len(words) > 1 and words[1] in ("run", "sweep", "plan"):
-        skip = 2 if words[1] == "run" else 3  # harness sweep NAME overrides
-        os.environ["COMP_LINE"] = " ".join(["harness", *words[skip:]])
     folder = users_folder(None)
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) == 2:
+        print(*(c for c in commands if c.startswith(words[1])))
+        return
+    if len(words) == 3 and words[1] in ("sweep", "plan"):
+        print(*(s for s in known_sweeps(folder) if s.startswith(words[2])))
+        return
+    if len(words) > 2 and words[1] in ("run", "sweep", "plan", "show", "eval"):
+        skip = 2 if words[1] in ("run", "show") else 3  # harness sweep NAME overrides
+        os.environ["COMP_LINE"] = " ".join(["harness", *words[skip:]])
     sys.argv = ["harness", *(["--config-dir", str(folder)] if folder else []), *arguments]
     hydra_app()

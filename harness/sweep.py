@@ -32,12 +32,20 @@ def sweep_file(name: str, config_dir: Path | None) -> Path:
     """The file of a sweep: a path to a .yaml, or a name in the user's or the project's sweeps folder."""
     if name.endswith((".yaml", ".yml")) and Path(name).is_file():
         return Path(name)
-    folders = [*([config_dir / "sweeps", config_dir] if config_dir else []), shipped("sweeps")]
-    for folder in folders:
+    for folder in _folders(config_dir):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
-    raise HarnessError(f"no sweep {name!r}; known: {', '.join(known)}; or give the path of a .yaml file")
+    known = ", ".join(known_sweeps(config_dir))
+    raise HarnessError(f"no sweep {name!r}; known: {known}; or give the path of a .yaml file")
+
+
+def known_sweeps(config_dir: Path | None) -> list[str]:
+    """Names of the user's and the project's sweeps."""
+    return sorted({p.stem for folder in _folders(config_dir) for p in folder.glob("*.yaml")})
+
+
+def _folders(config_dir: Path | None) -> list[Path]:
+    return [*([config_dir / "sweeps"] if config_dir else []), shipped("sweeps")]
 
 
 def read_sweep(path: Path) -> Sweep:

@@ -105,6 +105,9 @@ def test_run_is_a_hydra_application(config_dir, tmp_path):  # noqa: F811
     assert words == ["base=tiny", "base=tiny2"]
     words = harness("-sc", "query=bash", COMP_LINE="harness sweep mine method.lora.ra", COMP_POINT="33").split()
     assert words == ["method.lora.rank="]
+    assert harness("-sc", "query=bash", COMP_LINE="harness s").split() == ["show", "status", "sweep"]
+    assert harness("-sc", "query=bash", COMP_LINE="harness plan m").split() == ["mine"]
+    assert "hydra_bash_completion" in harness("-sc", "install=bash")
 
 
 BAD = [

@@ -4,6 +4,7 @@ Defaults follow LoRA Without Regret (thinkingmachines.ai/blog/lora): all linear 
 ten times that of full fine-tuning.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +73,11 @@ class Sft(Method, Schedule):
         set_seed(cell.seed)  # initialisation of the adapter, dropout
         with _as_it_came(base.model, copy=self.lora.init not in ("default", "gaussian", "orthogonal")):
             try:
-                model = get_peft_model(base.model, self.lora.to_peft())
+                with warnings.catch_warnings():
+                    warnings.filterwarnings(
+                        "ignore", message="`is_gradient_checkpointing`"
+                    )  # peft's, of transformers 5
+                    model = get_peft_model(base.model, self.lora.to_peft())
             except ValueError as error:
                 raise HarnessError(f"method.lora does not fit the base {base.config.name!r}: {error}") from error
             self._check_targets(model)
