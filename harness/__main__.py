@@ -254,11 +254,11 @@ def _draw(folder: Path, mirror: "Cell | None" = None) -> None:
     frame = _load(folder)
     facts = read_json(about) if about.exists() else {"command": _typed("report", [str(folder)]), "hypothesis": ""}
     page = write_report(frame, folder, sweep=folder.name, provenance=provenance(), **facts)
-    if mirror:
-        figure = folder / "curves.png"
+    figure = folder / "curves.png"
+    if mirror and figure.exists():
         table = telling(points(frame))
         board.log_curves(mirror.wandb, sweep=mirror.sweep, points=table, figure=figure, folder=folder)
-    print(f"{page}\n{folder / 'curves.png'}")
+    print(page, *([figure] if figure.exists() else []), sep="\n")
 
 
 def _load(folder: Path):  # a DataFrame; pandas is imported only when needed

@@ -63,6 +63,16 @@ def test_a_sweep_from_plan_to_report_and_an_eval_added_later(harness, config_dir
     assert (status, "runs/mine/report.html" in out) == (0, True)
 
 
+def test_a_sweep_whose_training_fails_says_so_and_still_reports(harness):
+    status, out, err = harness("sweep", "mine", "arms.sft.method.lr=1e30", "~arms.again", "~arms.icl", *SMALL[:3])
+    assert status == 1
+    assert "FloatingPointError" in err
+    assert Path("runs/mine/report.html").exists()
+    assert not Path("runs/mine/curves.png").exists()
+    assert "curves.png" not in out
+    assert "1 failed" in harness("status", "runs/mine")[1]
+
+
 def test_workers_side_by_side_give_the_same_scores(harness):
     assert harness("sweep", "mine", *SMALL)[0] == 0
     status, _, err = harness("sweep", "mine", *SMALL, "run.root=two", "run.workers=2")
