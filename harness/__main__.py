@@ -1,6 +1,7 @@
 """The command line, the only place where harness/ and analysis/ meet. Heavy imports wait until a command needs them."""
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -189,8 +190,8 @@ def evaluate(arguments: list[str]) -> int:
         if (place / RECORD).exists():
             cell = from_dict(read_json(place / RECORD)["cell"])
             # Where the records lie now, also if the root was renamed.
-            asked.run.root = str(place.parents[4])
-            cell.evals, cell.run, cell.wandb = asked.evals, type(asked.run)(**vars(asked.run)), asked.wandb
+            cell.run = dataclasses.replace(asked.run, root=str(place.parents[4]))
+            cell.evals, cell.wandb = asked.evals, asked.wandb
             cells.append(cell)
     if not cells:
         raise HarnessError(f"{parsed.runs} holds no finished cells; run a sweep first")

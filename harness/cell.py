@@ -142,7 +142,7 @@ class Method:
         `examples` are the cell's `harness.data.subset.Example`s, in order. What must outlive the process (an adapter)
         goes into `folder`; if it is there already, it is loaded instead of made again. The base must leave as it came.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # not abstract: the schema of a cell needs a Method to start from
 
 
 @dataclass

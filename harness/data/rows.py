@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import sha256_file
 from harness.cell import Source
 from harness.errors import HarnessError
 
@@ -101,8 +100,3 @@ def _cached(source: Source) -> tuple[str, str | None]:
     except LocalEntryNotFoundError:
         return "", None
     return Path(folder).name, folder
-
-
-def file_identity(path: Path) -> str:
-    """Sha256 of the bytes: what was read, wherever it lay."""
-    return sha256_file(path)

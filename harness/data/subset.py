@@ -14,10 +14,10 @@ from typing import Any
 
 import hydra.utils
 
-from harness.artifact import Artifact
+from harness.artifact import Artifact, sha256_file
 from harness.cell import Data, Message, fingerprint
 from harness.data.form import to_messages
-from harness.data.rows import file_identity, read_file, read_hub
+from harness.data.rows import read_file, read_hub
 from harness.errors import HarnessError
 
 
@@ -114,7 +114,7 @@ def _load(data: Data) -> Dataset:
         elif Path(source.path).suffix in (".jsonl", ".json", ".parquet"):
             path = Path(source.path).expanduser()
             rows = read_file(path)
-            revisions[name] = file_identity(path) if path.is_file() else ""
+            revisions[name] = sha256_file(path) if path.is_file() else ""
         elif source.path:
             revisions[name], rows = read_hub(source)
         else:

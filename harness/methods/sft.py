@@ -110,12 +110,6 @@ class Sft(Method, Schedule):
         from harness.train import fine_tune
 
         sequences = [tokenize(base.tokenizer, list(e.messages), self.max_length) for e in examples]
-        mute = [e.id[:12] for e, s in zip(examples, sequences, strict=True) if not any(s.learned)]
-        if mute:
-            raise HarnessError(
-                f"{len(mute)} examples have no answer within method.max_length={self.max_length} tokens "
-                f"(the first: {mute[0]}); raise it or remove them"
-            )
         model.train()
         record = fine_tune(
             model, sequences, self, seed=cell.seed, tokens_per_pass=cell.run.tokens_per_pass, on_step=on_step
