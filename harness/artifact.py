@@ -5,11 +5,14 @@ Planning calls only ``identity()``, which must be cheap and must not build anyth
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
@@ -17,6 +20,7 @@ from filelock import FileLock
 from harness.errors import HarnessError
 
 CHECKSUMS = "SHA256SUMS"
+SMALL = 8 * 2**20  # bytes that are hashed as quickly as a note of their hash is found
 
 
 @runtime_checkable
@@ -41,6 +45,33 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remembered_hash(file: Path) -> str:
+    """`sha256_file`, read only once for a large file: remembered by its path, size, inode and times of change.
+
+    A file changed in the last two seconds is not remembered, since it could change again within the clock's grain.
+    """
+    stat = file.stat()
+    if stat.st_size < SMALL:
+        return sha256_file(file)
+    times = [stat.st_mtime_ns, stat.st_ctime_ns]
+    key = json.dumps([str(file.absolute()), stat.st_size, stat.st_ino, *times])
+    note = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    if note.exists():
+        return note.read_text()
+    digest = sha256_file(file)
+    if time.time_ns() - max(times) > 2 * 10**9:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        scratch = note.with_suffix(f".{os.getpid()}")
+        scratch.write_text(digest)
+        scratch.rename(note)
+    return digest
+
+
+def code_hash(*modules: ModuleType) -> str:
+    """Sha256 over the source of `modules`: what they made before a change of them is not taken for what they make."""
+    return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()
+
+
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return ``folder``, calling ``build(empty folder)`` if it is not there yet.
 
@@ -60,11 +91,16 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                 scratch.rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    for line in (folder / CHECKSUMS).read_text().splitlines():
-        digest, name = line.split("  ", 1)
-        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
+    for name, digest in checksums(folder).items():
+        if not (folder / name).is_file() or remembered_hash(folder / name) != digest:
             raise HarnessError(f"{folder / name} does not match its checksum; delete {folder} to build it again")
     return folder
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Sha256 by file name, as `build_once` wrote them."""
+    lines = (folder / CHECKSUMS).read_text().splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
-from harness.artifact import Artifact, cache_dir, sha256_file
+from harness.artifact import Artifact, remembered_hash
 from harness.cell import Base, fingerprint
 from harness.data.chat import end_of_turn, stop_ids
 from harness.errors import HarnessError
@@ -164,17 +163,4 @@ def _folder_hash(folder: Path) -> str:
     files = sorted({f for pattern in _WHAT for f in folder.glob(pattern)})
     if not files:
         raise HarnessError(f"{folder} holds no model (config.json, *.safetensors or *.gguf and a tokenizer)")
-    return fingerprint([[f.name, _remembered_hash(f.resolve())] for f in files])
-
-
-def _remembered_hash(file: Path) -> str:
-    stat = file.stat()
-    note = cache_dir() / "sha256" / fingerprint([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    if note.exists():
-        return note.read_text()
-    digest = sha256_file(file)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    scratch = note.with_suffix(f".{os.getpid()}")
-    scratch.write_text(digest)
-    scratch.rename(note)
-    return digest
+    return fingerprint([[f.name, remembered_hash(f.resolve())] for f in files])

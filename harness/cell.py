@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,12 +130,12 @@ class Method:
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
 
-    def demonstrations(self, examples: list[Any]) -> list[Message]:
+    def demonstrations(self, examples: Sequence[Any]) -> list[Message]:
         """The turns put before every question; none for a method that trains."""
         return []
 
     def adapt(
-        self, base: Any, examples: list[Any], cell: "Cell", folder: Path, on_step: OnStep
+        self, base: Any, examples: Sequence[Any], cell: "Cell", folder: Path, on_step: OnStep
     ) -> AbstractContextManager[Adapted]:
         """Apply the method to the resident `base` (a `harness.base.LoadedBase`) for as long as the context lasts.
 
@@ -214,13 +214,17 @@ def canonical(cell: Cell) -> Cell:
     return cell
 
 
-def fingerprint(value: Any) -> str:
-    """Sha256 (hex) of canonical JSON. Raises on what JSON cannot hold, rather than hash a repr."""
+def canonical_json(value: Any) -> str:
+    """Equal values, equal text. Raises on what JSON cannot hold, rather than write a repr."""
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise HarnessError(f"a number in the configuration is not finite ({error})") from error
-    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Sha256 (hex) of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

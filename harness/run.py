@@ -10,15 +10,15 @@ from typing import Any
 from harness import base as bases
 from harness import board, evaluate, store
 from harness.cell import Cell, OnStep, fingerprint
-from harness.data.subset import Example, load_dataset, subset_identity
+from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 
 
-def subset_of(cell: Cell) -> list[Example]:
+def subset_of(cell: Cell) -> Subset:
     """The cell's examples; refuses a size beyond the dataset."""
-    return load_dataset(cell.data).subset(cell.size, cell.subset_seed) if cell.method.uses_data else []
+    return load_dataset(cell.data).subset(cell.size, cell.subset_seed) if cell.method.uses_data else NOTHING
 
 
-def identity_of(cell: Cell, examples: list[Example]) -> dict[str, Any]:
+def identity_of(cell: Cell, examples: Subset) -> dict[str, Any]:
     """The cell's training identity, with what its base and examples are."""
     return cell.identity(bases.identity(cell.base), subset_identity(examples))
 
@@ -69,7 +69,7 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
 
 
 def _record(
-    cell: Cell, identity: dict[str, Any], examples: list[Example], training: dict[str, Any], started: float
+    cell: Cell, identity: dict[str, Any], examples: Subset, training: dict[str, Any], started: float
 ) -> dict[str, Any]:
     manifest = load_dataset(cell.data).manifest(examples, cell.subset_seed) if cell.method.uses_data else None
     return {

@@ -164,6 +164,39 @@ def test_json_must_be_a_list_of_objects(tmp_path: Path) -> None:
             list(read_file(file))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        " [ ] \n",
+        '[\n {"a": [1, "]"]} ,\r\n\t{"b": {}}\n]\n',
+        '[{"a": 1},]',
+        '[{"a": 1} {"a": 2}]',
+        '[{"a": 1}]]',
+        '[{"a": 1}',
+        '[{"a": 1},',
+        "[,]",
+        '[{"a": NaN}]',
+        '\ufeff[{"a": 1}]',
+        "",
+        '[{"a": 1}] {}',
+        '[{"a": 1},{"a',
+        '{"a": 1}]',
+        "\u00a0[]",
+    ],
+)
+def test_json_read_item_by_item_is_what_json_says_it_is(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(content, encoding="utf-8")
+    try:
+        rows = json.loads(content)
+    except ValueError:
+        with pytest.raises(HarnessError, match=r"rows\.json is not valid JSON"):
+            list(read_file(file))
+    else:
+        assert str([row for _, row in read_file(file)]) == str(rows)  # as text: NaN is not equal to itself
+
+
 def test_parquet_gives_the_rows_that_were_written(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

@@ -1,14 +1,19 @@
 """Which examples: the order is pinned, sizes nest, and nothing about the file's form or place matters."""
 
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from harness.artifact import cache_dir
 from harness.cell import Data, Source
+from harness.data import order, subset
+from harness.data import table as tables
 from harness.data.subset import Dataset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from tests.conftest import pair_form, pairs, write_jsonl
@@ -157,3 +162,95 @@ def test_the_manifest_tells_what_was_taken_and_from_what(tmp_path: Path) -> None
     assert {name: s["rows"] for name, s in manifest["sources"].items()} == {"a": 30, "b": 5}
     sha256 = hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest()
     assert manifest["sources"]["a"]["revision"] == sha256
+
+
+def slowly(dataset: Dataset, seed: int) -> list[tuple[str, str]]:
+    """The rule in plain words, over (source, id): each source by hash, the sources dealt by weight in exact fractions.
+
+    Three equal rows are three examples: the copies' ids hash the first one's and a number.
+    """
+
+    def sha256(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    dealt = []
+    for source, table in dataset.tables.items():
+        seen: Counter[str] = Counter()
+        ids = []
+        for row in range(len(table)):
+            content = sha256(json.dumps(table.messages(row), sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+            seen[content] += 1
+            ids.append(content if seen[content] == 1 else sha256(f"{content}:{seen[content]}"))
+        for rank, (key, id_) in enumerate(sorted((sha256(f"{seed}:{i}"), i) for i in ids)):
+            dealt.append(((rank + Fraction(1, 2)) / dataset.weights[source], key, source, id_))
+    dealt.sort(key=lambda item: item[:2])
+    return [(source, id_) for _, _, source, id_ in dealt]
+
+
+def random_mixture(folder: Path, rng: random.Random) -> Dataset:
+    """One to four sources, with copies inside and between them, and weights that are round, odd, tiny or huge."""
+    sources = {}
+    for name in "abcd"[: rng.randint(1, 4)]:
+        prompts = [rng.choice(["twin", f"{name} {i}", f"é {i}"]) for i in range(rng.randint(1, 40))]
+        path = write_jsonl(folder / f"{name}.jsonl", [{"prompt": p, "completion": "x"} for p in prompts])
+        weight = rng.choice([1.0, 1.0, 2.0, 0.1, 1 / 3, 2.5, rng.random() + 1e-6, 1e-6, 1e6, 999_999.000_001])
+        sources[name] = Source(path=str(path), form=pair_form(), weight=weight)
+    return load_dataset(Data(name="mixture", sources=sources))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "on disk"])
+def test_the_order_is_that_of_the_slow_rule(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "LARGE", 1 if kept else 10**9)
+    rng = random.Random(0)
+    for trial in range(12):
+        dataset, seed = random_mixture(tmp_path / str(trial), rng), rng.choice([0, 1, 123456])
+        expected = slowly(dataset, seed)
+        whole = dataset.subset(len(dataset), seed)
+        assert [(e.source, e.id) for e in whole] == expected
+        assert subset_identity(whole) == subset_identity(list(whole))
+        size = rng.randint(1, len(dataset))
+        some = dataset.subset(size, seed)
+        assert [e.id for e in some] == [id_ for _, id_ in expected[:size]]
+        assert some.identity == hashlib.sha256("\n".join(e.id for e in some).encode()).hexdigest()
+
+
+def test_places_closer_than_a_float_are_told_apart() -> None:
+    """1e6 and its neighbour with the largest denominators: places that differ in the 24th digit."""
+    rows = 200
+    weights = [Fraction(10**12 - 1, 10**6), Fraction(10**12 - 10**6 - 1, 999_999), Fraction(1, 10**6)]
+    places = [tuple(p) for w in weights for p in order._places(rows, w).tolist()]
+    exact = [(r + Fraction(1, 2)) / w for w in weights for r in range(rows)]
+    assert sorted(range(len(exact)), key=places.__getitem__) == sorted(range(len(exact)), key=exact.__getitem__)
+
+
+def test_a_row_keeps_its_turns_as_they_were(make_data: Make) -> None:
+    """Also in the order of their keys, which a chat template may see."""
+    dataset = load_dataset(make_data([{"prompt": 'a "quoted"\n\u2028é', "completion": " b\\"}], "one"))
+    (example,) = dataset.subset(1, 0)
+    assert [list(turn.items()) for turn in example.messages] == [
+        [("role", "user"), ("content", 'a "quoted"\n\u2028é')],
+        [("role", "assistant"), ("content", " b\\")],
+    ]
+
+
+def test_rows_are_read_once_for_all_that_share_them(make_data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renamed data set, another weight or another place of the file: the same rows. Another form: others."""
+    first = load_dataset(make_data())
+    monkeypatch.setattr(subset, "_loaded", {})
+    monkeypatch.setattr(tables, "_write", None)
+    data = make_data(name="renamed")
+    data.sources["renamed"].weight = 3.0
+    assert load_dataset(data).subset(32, 0).identity == first.subset(32, 0).identity
+    data.sources["renamed"].form.turns[0].content = "Tell me: {{ prompt }}"
+    with pytest.raises(TypeError, match="not callable"):
+        load_dataset(data)
+
+
+def test_a_damaged_table_is_refused(make_data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": "damaged", "completion": "x"}]
+    load_dataset(make_data(rows, "damaged"))
+    (file,) = (f for f in (cache_dir() / "rows").glob("*/turns.jsonl") if b"damaged" in f.read_bytes())
+    file.write_bytes(file.read_bytes().replace(b"damaged", b"demaged"))
+    monkeypatch.setattr(subset, "_loaded", {})
+    with pytest.raises(HarnessError, match=r"turns\.jsonl does not match its checksum; delete .* to build it again"):
+        load_dataset(make_data(rows, "damaged"))

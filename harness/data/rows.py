@@ -1,6 +1,7 @@
-"""Rows from a file or a hub dataset, each with the place it came from, so that an error can name it."""
+"""Rows from a file or a hub dataset, one at a time, each with the place it came from, so that an error can name it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from harness.cell import Source
 from harness.errors import HarnessError
 
 Row = dict[str, Any]
+_MEND = "give a local file in `path`, or check the name, the network and your login"
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Row]]:
@@ -19,21 +21,14 @@ def read_file(path: Path) -> Iterator[tuple[str, Row]]:
         case ".jsonl":
             yield from _jsonl(path)
         case ".json":
-            try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise HarnessError(f"{path} is not valid JSON: {error}") from error
-            if not isinstance(rows, list):
-                raise HarnessError(f"{path} must hold a JSON list of objects, not a {type(rows).__name__}")
-            for number, row in enumerate(rows, 1):
-                yield _checked(f"{path}: item {number}", row)
+            yield from _json(path)
         case ".parquet":
             import pyarrow
             import pyarrow.parquet
 
             number = 0
             try:
-                for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+                for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=4096):
                     for row in batch.to_pylist():
                         number += 1
                         yield f"{path}: row {number}", row
@@ -56,6 +51,42 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 yield _checked(f"{path}:{number}", row)
 
 
+def _json(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith("[", _after_space(text, 0)):
+            raise HarnessError(f"{path} must hold a JSON list of objects, not a {type(json.loads(text)).__name__}")
+        for number, row in enumerate(_items(text), 1):
+            yield _checked(f"{path}: item {number}", row)
+    except ValueError as error:
+        raise HarnessError(f"{path} is not valid JSON: {error}") from error
+
+
+def _items(text: str) -> Iterator[Any]:
+    """The items of a JSON list, one at a time: all of them as Python objects would take several times the text."""
+    decode = json.JSONDecoder().raw_decode
+    at = _after_space(text, text.index("[") + 1)
+    while text[at : at + 1] != "]":
+        value, end = decode(text, at)
+        yield value
+        at = _after_space(text, end)
+        if text[at : at + 1] == ",":
+            at = _after_space(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise json.JSONDecodeError("Illegal trailing comma before end of array", text, at)
+        elif text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    if (end := _after_space(text, at + 1)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _after_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
+
+
 def _checked(place: str, row: Any) -> tuple[str, Row]:
     if not isinstance(row, dict):
         raise HarnessError(f"{place} is not a JSON object but a {type(row).__name__}; each row must be {{...}}")
@@ -63,31 +94,38 @@ def _checked(place: str, row: Any) -> tuple[str, Row]:
 
 
 def read_hub(source: Source) -> tuple[str, Iterator[tuple[str, Row]]]:
-    """(commit, rows) of a hub dataset: the commit that its revision means now or, offline, in the hub's cache."""
-    import datasets
+    """(commit, rows) of a hub dataset: the commit that its revision means now or, offline, in the hub's cache.
+
+    The rows are downloaded when the first is asked for.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-    mend = "give a local file in `path`, or check the name, the network and your login"
     try:
         commit = huggingface_hub.HfApi().dataset_info(source.path, revision=source.revision, timeout=20).sha
         place = {"path": source.path, "revision": commit}
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise HarnessError(f"{source.path!r} is neither a file here nor a hub dataset; {mend}") from error
+        raise HarnessError(f"{source.path!r} is neither a file here nor a hub dataset; {_MEND}") from error
     except Exception as error:  # offline; the error is that of whichever HTTP library the hub's client uses
         commit, folder = _cached(source)
         if folder is None:
             raise HarnessError(
                 f"the hub cannot be reached for the dataset {source.path!r} ({type(error).__name__}) "
-                f"and its cache has no copy; {mend}"
+                f"and its cache has no copy; {_MEND}"
             ) from error
         place = {"path": folder}
+    return str(commit), _load_hub(source, place)
+
+
+def _load_hub(source: Source, place: dict[str, str]) -> Iterator[tuple[str, Row]]:
+    import datasets
+
     try:
         table = datasets.load_dataset(name=source.subset, split=source.split, **place)
     except Exception as error:  # whatever a download or the table's own format raises
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HarnessError(f"the hub dataset {source.path!r} cannot be loaded ({first}); {mend}") from error
-    return str(commit), ((f"{source.path}[{i}]", row) for i, row in enumerate(table))
+        raise HarnessError(f"the hub dataset {source.path!r} cannot be loaded ({first}); {_MEND}") from error
+    yield from ((f"{source.path}[{i}]", row) for i, row in enumerate(table))
 
 
 def _cached(source: Source) -> tuple[str, str | None]:

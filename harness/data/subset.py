@@ -6,18 +6,22 @@ neither the order of the file nor its place matters.
 """
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import hydra.utils
+import numpy as np
 
-from harness.artifact import Artifact, sha256_file
-from harness.cell import Data, Message, fingerprint
-from harness.data.form import to_messages
-from harness.data.rows import read_file, read_hub
+from harness.artifact import Artifact, remembered_hash
+from harness.cell import Data, Message, Source, fingerprint
+from harness.data.order import deal
+from harness.data.rows import Row, read_file, read_hub
+from harness.data.table import Array, Table, open_table
 from harness.errors import HarnessError
 
 
@@ -28,68 +32,109 @@ class Example:
     messages: tuple[Message, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Subset(Sequence[Example]):
+    """Examples by their places in the dataset's tables; each is read when it is asked for."""
+
+    tables: dict[str, Table]  # by source
+    source: Array  # (examples,): which of the tables
+    row: Array  # (examples,): which of its rows
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Subset": ...
+    def __getitem__(self, index: int | slice) -> "Example | Subset":
+        if isinstance(index, slice):
+            return Subset(self.tables, self.source[index], self.row[index])
+        name, table = list(self.tables.items())[self.source[index]]
+        row = int(self.row[index])
+        return Example(table.id(row), name, tuple(table.messages(row)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(mine == its for mine, its in zip(self, other, strict=True))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """`subset_identity`, without reading the examples."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 4096):
+            source, row = self.source[start : start + 4096], self.row[start : start + 4096]
+            ids = np.empty((len(row), 32), np.uint8)
+            for number, table in enumerate(self.tables.values()):
+                ids[source == number] = table.ids[row[source == number]]
+            digest.update((b"\n" if start else b"") + ids.tobytes().hex("\n", 32).encode())
+        return digest.hexdigest()
+
+
+NOTHING = Subset({}, np.empty(0, np.uint16), np.empty(0, np.uint32))
+
+
 @dataclass
 class Dataset:
     name: str
-    examples: dict[str, list[Example]]  # by source
+    tables: dict[str, Table]  # by source
     revisions: dict[str, str]  # by source: sha256 of the file, commit of the hub dataset, or the recipe
     weights: dict[str, Fraction]
+    _orders: dict[int, Subset] = dataclasses.field(default_factory=dict)  # by seed
+    _subsets: dict[tuple[int, int], Subset] = dataclasses.field(default_factory=dict)  # a sweep asks for each often
 
     def __len__(self) -> int:
-        return sum(map(len, self.examples.values()))
+        return sum(map(len, self.tables.values()))
 
-    def subset(self, size: int, seed: int) -> list[Example]:
-        """The first `size` examples in the order of `seed`.
-
-        Within a source the order is that of the hashes. Sources are dealt by weight: the r-th example of a source with
-        weight w stands at (r + 1/2) / w, so each prefix holds the sources in the ratio of their weights, to within one
-        example for two or three sources and half their number for more, until a source runs out.
-        """
+    def subset(self, size: int, seed: int) -> Subset:
+        """The first `size` examples in the order of `seed`: `harness.data.order` says which order that is."""
         if size > len(self):
             raise HarnessError(
                 f"size={size} is larger than the dataset {self.name!r}, which has {len(self)} examples; "
                 "examples are never repeated silently: choose a smaller size"
             )
-        dealt = []
-        for source, examples in self.examples.items():
-            ordered = sorted((_hash(f"{seed}:{e.id}"), e.id, e) for e in examples)
-            for rank, (key, _, example) in enumerate(ordered):
-                dealt.append(((rank + Fraction(1, 2)) / self.weights[source], key, example))
-        dealt.sort(key=lambda item: item[:2])
-        return [example for _, _, example in dealt[:size]]
+        if seed not in self._orders:
+            weights = [self.weights[source] for source in self.tables]
+            self._orders[seed] = Subset(self.tables, *deal(list(self.tables.values()), weights, seed))
+        if (size, seed) not in self._subsets:
+            self._subsets[size, seed] = self._orders[seed][:size]
+        return self._subsets[size, seed]
 
-    def manifest(self, subset: list[Example], seed: int) -> dict[str, Any]:
+    def manifest(self, subset: Subset, seed: int) -> dict[str, Any]:
         """What the subset is and where it came from, for the record."""
-        counts = {source: sum(e.source == source for e in subset) for source in self.examples}
+        counts = np.bincount(subset.source, minlength=len(self.tables)).tolist()
         return {
             "dataset": self.name,
             "rule": "sha256(subset_seed, example id), sources dealt by weight",
             "subset_seed": seed,
             "examples": len(subset),
             "of": len(self),
-            "subset": subset_identity(subset),
+            "subset": subset.identity,
             "sources": {
                 source: {
                     "revision": self.revisions[source],
                     "weight": float(self.weights[source]),
-                    "rows": len(examples),
-                    "taken": counts[source],
+                    "rows": len(table),
+                    "taken": taken,
                 }
-                for source, examples in self.examples.items()
+                for (source, table), taken in zip(self.tables.items(), counts, strict=True)
             },
         }
 
 
-def subset_identity(subset: list[Example]) -> str:
+def subset_identity(subset: Sequence[Example]) -> str:
     """Sha256 of the ids in order."""
-    return _hash("\n".join(e.id for e in subset))
+    if isinstance(subset, Subset):
+        return subset.identity
+    return hashlib.sha256("\n".join(e.id for e in subset).encode()).hexdigest()
 
 
 _loaded: dict[str, Dataset] = {}
 
 
 def load_dataset(data: Data) -> Dataset:
-    """Read and check every row of every source; kept in memory, since all sizes and seeds are cut from it."""
+    """Read and check every row of every source, once for all sizes and seeds, which are cut from it."""
     local = [Path(s.path).expanduser() for s in data.sources.values() if s.path]
     changed = [p.stat().st_mtime_ns for p in local if p.is_file()]
     key = fingerprint([dataclasses.asdict(data), changed])
@@ -101,37 +146,34 @@ def load_dataset(data: Data) -> Dataset:
 def _load(data: Data) -> Dataset:
     if not data.sources:
         raise HarnessError(f"the dataset {data.name!r} has no sources; name a file under data.sources")
-    examples: dict[str, list[Example]] = {}
-    revisions, weights = {}, {}
+    tables, revisions, weights = {}, {}, {}
     for name, source in data.sources.items():
         if not 1e-6 <= source.weight <= 1e6:
             raise HarnessError(
                 f"data.sources.{name}.weight={source.weight} must lie between 1e-6 and 1e6; or leave the source out"
             )
-        if source.make:
-            artifact: Artifact = hydra.utils.instantiate(source.make)
-            revisions[name], rows = artifact.identity(), read_file(artifact.path())
-        elif Path(source.path).suffix in (".jsonl", ".json", ".parquet"):
-            path = Path(source.path).expanduser()
-            rows = read_file(path)
-            revisions[name] = sha256_file(path) if path.is_file() else ""
-        elif source.path:
-            revisions[name], rows = read_hub(source)
-        else:
-            raise HarnessError(f"data.sources.{name} has neither `path` nor `make`; set data.sources.{name}.path")
-        examples[name] = []
-        seen: dict[str, int] = {}
-        for place, row in rows:
-            messages = to_messages(source.form, row, place)
-            content = fingerprint(messages)
-            copies = seen[content] = seen.get(content, 0) + 1
-            identity = content if copies == 1 else _hash(f"{content}:{copies}")
-            examples[name].append(Example(identity, name, tuple(messages)))
-        if not examples[name]:
-            raise HarnessError(f"data.sources.{name} ({source.path or 'made'}) is empty; there is nothing to train on")
+        what, revisions[name], rows = _rows(name, source)
+        label = f"data.sources.{name} ({source.path or 'made'})"
+        tables[name] = open_table(what, source.form, rows, label)
         weights[name] = Fraction(source.weight).limit_denominator(10**6)
-    return Dataset(data.name, examples, revisions, weights)
+    return Dataset(data.name, tables, revisions, weights)
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _rows(name: str, source: Source) -> tuple[list[Any], str, Iterable[tuple[str, Row]]]:
+    """What the source's rows are, their revision for the record, and the rows, read only once they are asked for."""
+    path = Path(source.path).expanduser()
+    if source.make:
+        artifact: Artifact = hydra.utils.instantiate(source.make)
+        revision = artifact.identity()
+        return ["made", source.make["_target_"], revision], revision, _read_artifact(artifact)
+    if path.suffix in (".jsonl", ".json", ".parquet"):
+        revision = remembered_hash(path) if path.is_file() else ""
+        return ["file", path.suffix, revision], revision, read_file(path)
+    if source.path:
+        revision, rows = read_hub(source)
+        return ["hub", source.path, source.subset, source.split, revision], revision, rows
+    raise HarnessError(f"data.sources.{name} has neither `path` nor `make`; set data.sources.{name}.path")
+
+
+def _read_artifact(artifact: Artifact) -> Iterator[tuple[str, Row]]:
+    yield from read_file(artifact.path())  # only now is it built, if it is not there yet

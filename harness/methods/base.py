@@ -1,6 +1,6 @@
 """The base as it is: size 0, the reference line of every curve, evaluated by the same path as all else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,5 +16,5 @@ class BaseModel(Method):
     trains: ClassVar[bool] = False
 
     @contextmanager
-    def adapt(self, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
         yield Adapted(base.model)

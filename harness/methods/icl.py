@@ -4,7 +4,7 @@ The demonstrations are the same nested subset that fine-tuning of this size woul
 pool, so both methods are given the same information.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ class InContext(Method):
     name: ClassVar[str] = "icl"
     trains: ClassVar[bool] = False
 
-    def demonstrations(self, examples: list[Any]) -> list[Message]:
+    def demonstrations(self, examples: Sequence[Any]) -> list[Message]:
         # A system turn may only open a dialogue, so those of demonstrations are left out.
         return [turn for example in examples for turn in example.messages if turn["role"] != "system"]
 
     @contextmanager
-    def adapt(self, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
         yield Adapted(base.model, demonstrations=self.demonstrations(examples))

@@ -5,7 +5,7 @@ ten times that of full fine-tuning.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class Sft(Method, Schedule):
     lora: Lora = field(default_factory=Lora)
 
     @contextmanager
-    def adapt(self, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
         from peft import get_peft_model, set_peft_model_state_dict
         from safetensors.torch import load_file
         from transformers import set_seed
@@ -101,7 +101,7 @@ class Sft(Method, Schedule):
                 raise HarnessError(f"method.lora.target_modules: the base has no module named {name!r}")
 
     def _train(
-        self, model: Any, base: Any, examples: list[Any], cell: Cell, folder: Path, on_step: OnStep
+        self, model: Any, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep
     ) -> dict[str, Any]:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file

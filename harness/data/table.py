@@ -1,0 +1,97 @@
+"""The rows of one source as a table on disk, memory-mapped: a million examples cost no memory and open at once.
+
+A row is its turns as JSON and its id, the sha256 of that JSON; so neither the file's layout, its order nor its place
+matters. A table holds what the source and its form make, and nothing of names, weights, sizes or seeds, which share it.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from harness.artifact import build_once, cache_dir, checksums, code_hash
+from harness.cell import Form, Message, canonical_json, fingerprint
+from harness.data import form as forms
+from harness.data import rows as readers
+from harness.data.rows import Row
+from harness.errors import HarnessError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    content: str  # sha256 over all rows, in order
+    ids: Array  # (rows, 32) bytes
+    turns: Array  # bytes: one line of JSON a row
+    ends: Array  # (rows,): where each row's line ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def id(self, row: int) -> str:
+        return str(self.ids[row].tobytes().hex())
+
+    def messages(self, row: int) -> list[Message]:
+        line = self.turns[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
+        return [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(line)]
+
+
+def open_table(what: Any, form: Form, rows: Iterable[tuple[str, Row]], name: str) -> Table:
+    """The table of `rows` in this form; they are read only if it is not there yet. `what` says which rows these are.
+
+    Raises HarnessError for the first row that makes no dialogue, and where there is no row; `name` is for these and for
+    the progress bar.
+    """
+    made_by = [code_hash(forms, readers, sys.modules[__name__]), importlib.metadata.version("jinja2")]
+    key = fingerprint([what, dataclasses.asdict(form), made_by])
+    folder = build_once(cache_dir() / "rows" / key[:32], lambda scratch: _write(scratch, form, rows, name))
+    return Table(
+        content=checksums(folder)["ids.npy"],
+        ids=mapped(folder / "ids.npy"),
+        turns=np.asarray(np.memmap(folder / "turns.jsonl", mode="r")),
+        ends=mapped(folder / "ends.npy"),
+    )
+
+
+def mapped(file: Path) -> Array:
+    """The array of an .npy file, read as it is used. Never written to."""
+    return np.asarray(np.load(file, mmap_mode="r"))  # a plain array over the map: np.memmap is slow to index
+
+
+def _write(folder: Path, form: Form, rows: Iterable[tuple[str, Row]], name: str) -> None:
+    digests, ends, end = bytearray(), array("q"), 0
+    with (folder / "turns.jsonl").open("wb") as file:
+        for place, row in tqdm(rows, desc=f"rows of {name}", unit="row", delay=2, disable=None, dynamic_ncols=True):
+            line = canonical_json(forms.to_messages(form, row, place)).encode()
+            digests += hashlib.sha256(line).digest()
+            end += file.write(line + b"\n")
+            ends.append(end)
+    if not ends:
+        raise HarnessError(f"{name} is empty; there is nothing to train on")
+    ids = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+    _number_copies(ids)
+    np.save(folder / "ids.npy", ids)
+    np.save(folder / "ends.npy", np.frombuffer(ends, np.int64))
+
+
+def _number_copies(ids: Array) -> None:
+    """Give the second and later copies of a row, in place, ids of their own: the sha256 of ``<id>:<2, 3, ...>``."""
+    beginnings = ids.view(np.uint64)[:, 0]
+    order = np.argsort(beginnings, kind="stable")  # copies stand together, in the order of the rows
+    equal = beginnings[order][1:] == beginnings[order][:-1]
+    seen: dict[bytes, int] = {}
+    for row in order[np.append(False, equal) | np.append(equal, False)]:
+        content = ids[row].tobytes()
+        copies = seen[content] = seen.get(content, 0) + 1
+        if copies > 1:
+            ids[row] = np.frombuffer(hashlib.sha256(f"{content.hex()}:{copies}".encode()).digest(), np.uint8)
