@@ -6,12 +6,14 @@ token.
 """
 
 import functools
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
 from harness.cell import Message
+from harness.data.encode import Encoder, encode
 from harness.errors import HarnessError
 
 
@@ -24,14 +26,27 @@ class Tokens:
     truncated: bool = False
 
 
+class Dialogue(NamedTuple):
+    """All tokens of a dialogue, and the places [start, end) of those that are learned: one for each answer."""
+
+    ids: list[int]
+    learned: list[tuple[int, int]]
+
+
 def render(tokenizer: Any, messages: list[Message], *, ask: bool) -> str:
     """The text of the turns in the tokenizer's chat template; with `ask`, up to where the assistant begins to speak."""
+    return _render_all(tokenizer, [messages], ask=ask)[0]
+
+
+def _render_all(tokenizer: Any, dialogues: list[list[Message]], *, ask: bool) -> list[str]:
     if not tokenizer.chat_template:
         raise HarnessError("this base has no chat template; give it one in base.chat_template (Jinja text)")
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        return tokenizer.apply_chat_template(dialogues, tokenize=False, add_generation_prompt=ask)
     except jinja2.TemplateError as error:
-        roles = ", ".join(m["role"] for m in messages)
+        if len(dialogues) > 1:  # alone, the one it is will say so with its own turns
+            return [render(tokenizer, messages, ask=ask) for messages in dialogues]
+        roles = ", ".join(m["role"] for m in dialogues[0])
         raise HarnessError(f"the base's chat template refuses turns of {roles}: {error}") from error
 
 
@@ -65,43 +80,84 @@ def stop_ids(tokenizer: Any) -> list[int]:
     return sorted({tokenizer.eos_token_id, *(end if len(end) == 1 else [])} - {None})
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Chat text to ids. Nothing is added: the template has written all special tokens, BOS included."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def tokenize(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens:
     """Tokens of a dialogue; all assistant turns are learned, each with its end of turn, and nothing else is.
 
     A sequence longer than `max_length` tokens loses its end and is marked `truncated`.
     """
+    (whole,) = tokenize_all(tokenizer, [messages])
+    learned = [False] * len(whole.ids)
+    for start, end in whole.learned:
+        learned[start:end] = [True] * (end - start)
+    return Tokens(whole.ids[:max_length], learned[:max_length], truncated=len(whole.ids) > max_length)
+
+
+def tokenize_all(tokenizer: Any, dialogues: Sequence[list[Message]]) -> list[Dialogue]:
+    """The tokens of each dialogue, uncut. Many at once take few calls of the tokenizer, and so a fraction of the time.
+
+    Raises HarnessError where the chat template refuses one of them or rewrites its earlier turns.
+    """
     written, learned_end = _ending(tokenizer)
-    ids: list[int] = []
-    learned: list[bool] = []
-    done = ""  # the text that `ids` stands for
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:i], ask=True)
-        full = render(tokenizer, messages[: i + 1], ask=False)
+    answers = [
+        (number, turn)
+        for number, messages in enumerate(dialogues)
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    prompts = _render_all(tokenizer, [dialogues[number][:turn] for number, turn in answers], ask=True)
+    fulls = _render_all(tokenizer, [dialogues[number][: turn + 1] for number, turn in answers], ask=False)
+    texts: list[list[tuple[str, str]]] = [[] for _ in dialogues]
+    for (number, _), prompt, full in zip(answers, prompts, fulls, strict=True):
+        done = texts[number][-1][1] if texts[number] else ""
         if not full.startswith(prompt) or not full.endswith(written) or not prompt.startswith(done):
             raise HarnessError(
                 "the chat template rewrites earlier turns when later ones are added, so what is learned would not be "
                 "what is asked; give a plain template in base.chat_template"
             )
         # What follows the end of turn ("\n" after <|im_end|>) belongs to the next prompt and is not learned.
-        full = full.removesuffix(written) + learned_end
-        asked = _continue(tokenizer, ids, done, prompt)
-        whole = _continue(tokenizer, asked, prompt, full)
-        learned += [False] * (len(asked) - len(ids)) + [True] * (len(whole) - len(asked))
-        ids, done = whole, full
-    return Tokens(ids[:max_length], learned[:max_length], truncated=len(ids) > max_length)
+        texts[number].append((prompt, full.removesuffix(written) + learned_end))
+    return _side_by_side([_walk(turns) for turns in texts], Encoder(tokenizer))
 
 
-def _continue(tokenizer: Any, ids: list[int], done: str, text: str) -> list[int]:
+# What a dialogue's tokens are, as it would be written for one of them: it yields a text and is sent the text's ids.
+Walk = Generator[str, list[int], Dialogue]
+
+
+def _walk(texts: list[tuple[str, str]]) -> Walk:
+    """`texts` are, for each answer, what is there when it is asked for and what is there with it."""
+    ids: list[int] = []
+    learned = []
+    done = ""  # the text that `ids` stands for
+    for prompt, full in texts:
+        asked = yield from _continue(ids, done, prompt)
+        ids = yield from _continue(asked, prompt, full)
+        learned.append((len(asked), len(ids)))
+        done = full
+    return Dialogue(ids, learned)
+
+
+def _continue(ids: list[int], done: str, text: str) -> Generator[str, list[int], list[int]]:
     """Ids of `text`, which begins with `done`, whose ids are `ids`, and these are kept.
 
     Where a token would straddle the border, the text is cut there, as it is when a model generates the rest.
     """
-    whole = encode(tokenizer, text)
-    return whole if whole[: len(ids)] == ids else ids + encode(tokenizer, text[len(done) :])
+    whole = yield text
+    if whole[: len(ids)] == ids:
+        return whole
+    rest = yield text[len(done) :]
+    return ids + rest
+
+
+def _side_by_side(walks: list[Walk], encoder: Encoder) -> list[Dialogue]:
+    """Take all walks to their ends, a step of each at a time, so that one call encodes what they ask for."""
+    found: dict[int, Dialogue] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(walks)))  # a generator is started by sending it None
+    while answers:
+        asking = {}
+        for number, ids in answers.items():
+            try:
+                asking[number] = walks[number].send(ids)
+            except StopIteration as end:
+                found[number] = end.value
+        answers = dict(zip(asking, encoder(list(asking.values())), strict=True))
+    return [found[number] for number in range(len(walks))]

@@ -117,7 +117,7 @@ def read_hub(source: Source) -> tuple[str, Iterator[tuple[str, Row]]]:
     return str(commit), _load_hub(source, place)
 
 
-def _load_hub(source: Source, place: dict[str, str]) -> Iterator[tuple[str, Row]]:
+def _load_hub(source: Source, place: dict[str, Any]) -> Iterator[tuple[str, Row]]:
     import datasets
 
     try:

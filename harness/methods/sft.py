@@ -106,10 +106,10 @@ class Sft(Method, Schedule):
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        from harness.data.chat import tokenize
+        from harness.data.token_cache import token_sequences
         from harness.train import fine_tune
 
-        sequences = [tokenize(base.tokenizer, list(e.messages), self.max_length) for e in examples]
+        sequences = token_sequences(base.tokenizer, examples, self.max_length)
         model.train()
         record = fine_tune(
             model, sequences, self, seed=cell.seed, tokens_per_pass=cell.run.tokens_per_pass, on_step=on_step

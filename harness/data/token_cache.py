@@ -1,0 +1,209 @@
+"""Rows tokenised once per (rows, tokenizer, chat template), kept on disk, memory-mapped.
+
+Every size and seed reads from the same tokens, and so does every `max_length`, which only cuts what is read.
+"""
+
+import importlib.metadata
+import json
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from harness.artifact import build_once, cache_dir, code_hash
+from harness.cell import Message, fingerprint
+from harness.data import chat
+from harness.data import encode as encoding
+from harness.data.chat import Dialogue, tokenize_all
+from harness.data.subset import Example, Subset
+from harness.data.table import Array, Table, mapped
+from harness.data.tokens import Store, TokenSequences
+from harness.errors import HarnessError
+
+FEW = 0.05  # of a table's rows: so few are tokenised by themselves while the table is not
+CHUNK = 2**20  # characters that are tokenised together
+
+
+def token_sequences(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenSequences:
+    """The tokens of the examples, in order: those that `harness.data.chat.tokenize` gives for each.
+
+    A `Subset` reads them from the tokens of its tables, which are made first if need be, unless it takes few of their
+    rows. Raises HarnessError where the chat template refuses one of the examples.
+    """
+    if not examples:
+        return TokenSequences([], np.empty(0, np.int64), np.empty(0, np.int64), max_length)
+    tokenize_all(tokenizer, [list(examples[0].messages)])  # where all rows are refused, this is so at once
+    if isinstance(examples, Subset):
+        store, place = examples.source, examples.row.astype(np.int64)
+        tables = list(examples.tables.values())
+    else:
+        store, place = np.zeros(len(examples), np.int64), np.arange(len(examples))
+        tables = []
+    stores = []
+    for number, table in enumerate(tables):
+        mine = np.flatnonzero(store == number)
+        if (kept := _kept(tokenizer, table)) and (kept.exists() or len(mine) > FEW * len(table)):
+            stores.append(_open(kept, tokenizer, table))
+        else:
+            stores.append(_in_memory(tokenizer, (table.messages(row) for row in place[mine].tolist()), len(mine)))
+            place[mine] = np.arange(len(mine))
+    if not tables:
+        stores = [_in_memory(tokenizer, (list(e.messages) for e in examples), len(examples))]
+    for of, where in zip(store.tolist(), place.tolist(), strict=True) if any(s.refused for s in stores) else ():
+        if where in stores[of].refused:
+            raise HarnessError(stores[of].refused[where])
+    return TokenSequences(stores, store, place, max_length)
+
+
+def _kept(tokenizer: Any, table: Table) -> Path | None:
+    """Where the table's tokens are, or will be. Nowhere for a tokenizer written in Python, which cannot be hashed."""
+    if not tokenizer.is_fast:
+        return None
+    encoding.encode(tokenizer, "")  # what an earlier call has set (padding, truncation) is none of its content
+    what = [
+        table.content,
+        tokenizer.backend_tokenizer.to_str(),
+        [type(tokenizer).__name__, tokenizer.split_special_tokens, tokenizer.special_tokens_map],
+        tokenizer.chat_template,
+        code_hash(chat, encoding, sys.modules[__name__]),
+        [importlib.metadata.version(library) for library in ("tokenizers", "transformers", "jinja2")],
+    ]
+    return cache_dir() / "tokens" / fingerprint(what)[:32]
+
+
+def _open(folder: Path, tokenizer: Any, table: Table) -> Store:
+    build_once(folder, lambda scratch: _write(scratch, tokenizer, table))
+    about = json.loads((folder / "about.json").read_text())
+    return Store(
+        ids=np.asarray(np.memmap(folder / "ids.bin", about["ids"], mode="r")),
+        learned=np.asarray(np.memmap(folder / "learned.bin", bool, mode="r")),
+        bounds=mapped(folder / "bounds.npy"),
+        target=mapped(folder / "target.npy"),
+        refused={row: why for why, rows in about["refused"].items() for row in rows},
+    )
+
+
+def _write(folder: Path, tokenizer: Any, table: Table) -> None:
+    small = max(tokenizer.get_vocab().values()) < 2**16
+    lengths, targets = [], []
+    refused: dict[str, list[int]] = {}
+    rows = 0
+    with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
+        for block in _blocks(tokenizer, map(table.messages, range(len(table))), len(table)):
+            ids.write(block.ids.astype(np.uint16 if small else np.uint32).data)
+            learned.write(block.learned.data)
+            lengths.append(block.lengths)
+            targets.append(block.target)
+            for row, why in block.refused.items():
+                refused.setdefault(why, []).append(rows + row)
+            rows += len(block.lengths)
+    np.save(folder / "bounds.npy", np.cumsum(np.concatenate([[0], *lengths])))
+    np.save(folder / "target.npy", np.concatenate(targets))
+    about = {
+        "ids": "uint16" if small else "uint32",
+        "rows": rows,
+        "tokenizer": type(tokenizer).__name__,
+        "chat_template": tokenizer.chat_template,
+        "refused": refused,
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _in_memory(tokenizer: Any, dialogues: Iterable[list[Message]], count: int) -> Store:
+    blocks = list(_blocks(tokenizer, dialogues, count)) or [_block([])]
+    refused: dict[int, str] = {}
+    rows = 0
+    for block in blocks:
+        refused |= {rows + row: why for row, why in block.refused.items()}
+        rows += len(block.lengths)
+    return Store(
+        ids=np.concatenate([block.ids for block in blocks]),
+        learned=np.concatenate([block.learned for block in blocks]),
+        bounds=np.cumsum(np.concatenate([[0], *(block.lengths for block in blocks)])),
+        target=np.concatenate([block.target for block in blocks]),
+        refused=refused,
+    )
+
+
+class Block(NamedTuple):
+    """Some sequences, as in `Store`, with the length of each."""
+
+    ids: Array
+    learned: Array
+    lengths: Array
+    target: Array
+    refused: dict[int, str]
+
+
+def _blocks(tokenizer: Any, dialogues: Iterable[list[Message]], count: int) -> Iterator[Block]:
+    """The dialogues' tokens, in order. One chunk is rendered while the tokenizer's own threads encode another."""
+
+    def work(chunk: list[list[Message]]) -> Block:
+        return _block(_each(tokenizer, chunk))
+
+    with (
+        ThreadPoolExecutor(2) as pool,
+        tqdm(total=count, desc="tokenising", unit="row", delay=2, disable=None, dynamic_ncols=True) as bar,
+    ):
+        waiting: deque[Future[Block]] = deque()
+        chunks = _chunks(dialogues)
+        while True:
+            while len(waiting) < 3 and (chunk := next(chunks, None)):
+                waiting.append(pool.submit(work, chunk))
+            if not waiting:
+                return
+            block = waiting.popleft().result()
+            bar.update(len(block.lengths))
+            yield block
+
+
+def _chunks(dialogues: Iterable[list[Message]]) -> Iterator[list[list[Message]]]:
+    chunk: list[list[Message]] = []
+    size = 0
+    for messages in dialogues:
+        chunk.append(messages)
+        size += sum(len(m["content"]) for m in messages)
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _each(tokenizer: Any, dialogues: list[list[Message]]) -> list[Dialogue | HarnessError]:
+    """The tokens of each, or why it has none: a row that is refused only matters to those who take it."""
+    try:
+        return list(tokenize_all(tokenizer, dialogues))
+    except HarnessError as error:
+        if len(dialogues) == 1:
+            return [error]
+        half = len(dialogues) // 2
+        return _each(tokenizer, dialogues[:half]) + _each(tokenizer, dialogues[half:])
+
+
+def _block(found: list[Dialogue | HarnessError]) -> Block:
+    empty = Dialogue([], [])
+    whole = [empty if isinstance(each, HarnessError) else each for each in found]
+    lengths = np.fromiter((len(each.ids) for each in whole), np.int64, len(whole))
+    learned = np.zeros(lengths.sum(), bool)
+    target = lengths.copy()
+    offset = 0
+    for number, each in enumerate(whole):
+        for start, end in each.learned:
+            learned[offset + start : offset + end] = True
+        # The first token of a sequence is never predicted, so it is no target.
+        target[number] = next((max(start, 1) for start, end in each.learned if max(start, 1) < end), len(each.ids))
+        offset += len(each.ids)
+    return Block(
+        ids=np.fromiter(chain.from_iterable(each.ids for each in whole), np.uint32, len(learned)),
+        learned=learned,
+        lengths=lengths,
+        target=target,
+        refused={number: str(each) for number, each in enumerate(found) if isinstance(each, HarnessError)},
+    )
