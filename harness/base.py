@@ -1,6 +1,7 @@
 """A fixed base model and its tokenizer, from a folder, a hub id or a GGUF file, loaded once per process."""
 
 import dataclasses
+import functools
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,13 @@ class LoadedBase:
     config: Base
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+
+    @functools.cached_property
+    def attends_by_rows(self) -> bool:
+        """Whether `harness.attention` gives the model's own logits; tried once."""
+        from harness.attention import fits
+
+        return fits(self.model)
 
 
 @dataclass

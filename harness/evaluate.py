@@ -17,7 +17,7 @@ import hydra.utils
 
 from harness.artifact import Artifact, sha256_file
 from harness.base import LoadedBase
-from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Task, fingerprint
+from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Run, Task, fingerprint
 from harness.data.rows import read_file
 from harness.errors import HarnessError
 
@@ -59,7 +59,7 @@ def check(name: str, task: Task) -> None:
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
 
 
-def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_size: int) -> dict[str, Any]:
+def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run) -> dict[str, Any]:
     """Ask the model every item of the task.
 
     Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
@@ -76,7 +76,7 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, batch_si
     loaded = _load(name, task)
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(0)  # sampled generation, where a task asks for it
-    lm = Asker(base, adapted, chat=task.chat, batch_size=batch_size)
+    lm = Asker(base, adapted, chat=task.chat, run=run)
     plain = "" if task.chat else as_plain_text(adapted.demonstrations)
     with _opened_with(loaded, plain):
         results = lm_eval.evaluator.evaluate(

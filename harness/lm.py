@@ -1,48 +1,98 @@
-"""lm-eval's LM interface over a resident model: its own hf backend, told how this harness speaks to a model."""
+"""lm-eval's LM interface over a resident model: its own hf backend, told how this harness speaks to a model.
 
+lm-eval's hf backend tokenises, cuts and reads answers; computing them is done here, prompts that begin alike together.
+"""
+
+import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
+import transformers
 from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
 
+from harness.attention import reach
 from harness.base import LoadedBase
-from harness.cell import Adapted, Message
+from harness.cell import Adapted, Message, Run
 from harness.data.chat import end_of_turn
+from harness.decoding import generate
 from harness.errors import HarnessError
+from harness.scoring import Continuation, score
 
 
 class Asker(HFLM):
     """Puts the demonstrations before every question and adds no special token to what the chat template has written.
 
-    `truncated` counts the prompts that did not fit into the model's context and lost their beginning.
+    With `run.eval_backend=shared` prompts that begin alike are computed once; what is asked, cut off and read from an
+    answer is lm-eval's own either way. `truncated` counts the prompts that did not fit into the model's context and
+    lost their beginning.
     """
 
-    def __init__(self, base: LoadedBase, adapted: Adapted, *, chat: bool, batch_size: int) -> None:
+    def __init__(self, base: LoadedBase, adapted: Adapted, *, chat: bool, run: Run) -> None:
         super().__init__(
             pretrained=adapted.model,
             tokenizer=base.tokenizer,
-            batch_size=batch_size,
+            batch_size=run.eval_batch_size,
             add_bos_token=False if chat else None,  # None: as the tokenizer does by itself
         )
+        self.run = run
+        self.shares = run.eval_backend == "shared" and self._can_share(base)
         self.truncated = 0
         self.end = end_of_turn(base.tokenizer)
         self.demonstrations = adapted.demonstrations
         self.quiet = not sys.stderr.isatty()
 
+    def _can_share(self, base: LoadedBase) -> bool:
+        if not base.attends_by_rows:
+            say_once(
+                f"{base.config.name}: its attention cannot be laid out in rows (a recurrent state, ALiBi, a short "
+                "window), so it is evaluated as by lm-eval's hf backend"
+            )
+        return base.attends_by_rows
+
+    @property
+    def batch_size(self) -> int:
+        """How many requests HFLM hands over at once: all of them, where they are cut into passes by their tokens."""
+        return sys.maxsize if self.shares else self.batch_size_per_gpu
+
+    @contextmanager
+    def _plainly(self, why: str) -> Iterator[None]:
+        """Ask in batches, each prompt by itself."""
+        say_once(f"{why}; evaluated as by lm-eval's hf backend")
+        self.shares = False
+        try:
+            yield
+        finally:
+            self.shares = True
+
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         history = with_demonstrations(chat_history, self.demonstrations)
         return super().apply_chat_template(history, add_generation_prompt)
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        answers = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet)
-        # What ends a turn is no part of the answer, also where it is ordinary text or a token kept in decoding.
-        return [answer.split(self.end)[0] for answer in answers]
-
-    def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
-        return super()._model_generate(context, max_length, [*stop, self.end], **generation_kwargs)
-
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.quiet)
+
+    def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
+        lengths = [len(context) + len(answer) for _, context, answer in requests]
+        self._count(sum(n > self.max_length + 1 for n in lengths))
+        if not self.shares:
+            return super()._loglikelihood_tokens(requests, *arguments, **named)
+        if self._too_long(min(max(lengths, default=0), self.max_length)):
+            with self._plainly("prompts are longer than the model's sliding window"):
+                return super()._loglikelihood_tokens(requests, *arguments, **named)
+        cut = [
+            Continuation((context + answer)[-(self.max_length + 1) :], len(answer)) for _, context, answer in requests
+        ]
+        with tqdm(total=len(cut), desc="log-likelihoods", disable=self.quiet) as bar:
+            return score(self.model, cut, self.run.tokens_per_pass, bar.update)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        answers = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet or self.shares)
+        # What ends a turn is no part of the answer, also where it is ordinary text or a token kept in decoding.
+        return [answer.split(self.end)[0] for answer in answers]
 
     def tok_batch_encode(
         self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, truncation: bool = False
@@ -52,9 +102,84 @@ class Asker(HFLM):
         self._count(int((mask.sum(1) > room).sum()))
         return ids[:, -room:], mask[:, -room:]
 
-    def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
-        self._count(sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests))
-        return super()._loglikelihood_tokens(requests, *arguments, **named)
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+        """Generate after all prompts [prompts, longest], padded on the left, of one set of generation settings.
+
+        transformers' own `generate` prepares the settings, the model's defaults among them, and hands to `_decode`.
+        """
+        stop = [*stop, self.end]
+        if not self.shares:
+            return super()._model_generate(context, max_length, stop, **settings)
+        if self._too_long(max_length):
+            with self._plainly("prompts are longer than the model's sliding window"):
+                return self._generate_in_batches(context, max_length, stop, **settings)
+        try:
+            decode = functools.partial(self._decode, stop=stop)
+            return super()._model_generate(context, max_length, stop, custom_generate=decode, **settings)
+        except _NotByRowsError as reason:
+            with self._plainly(str(reason)):
+                return self._generate_in_batches(context, max_length, stop, **settings)
+
+    def _generate_in_batches(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+        mask, pad = settings.pop("attention_mask"), self.tokenizer.pad_token_id
+        done = []
+        for rows, seen in zip(context.split(self.batch_size), mask.split(self.batch_size), strict=True):
+            said = super()._model_generate(rows, max_length, stop, attention_mask=seen, **settings)
+            done.append(torch.nn.functional.pad(said, (0, max_length - said.shape[1]), value=pad))
+        return torch.cat(done)
+
+    def _decode(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        stop: list[str],
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """transformers' decoding loop, by rows. Returns prompts and answers [prompts, max_length], padded."""
+        if generation_config.num_beams > 1:
+            raise _NotByRowsError("beam search")
+        if strange := [type(p).__name__ for p in logits_processor if not isinstance(p, _BY_ROW)]:
+            raise _NotByRowsError(f"{', '.join(strange)} looks at a whole batch")
+        ends = set(generation_config.eos_token_id or [])
+        # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
+        tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
+
+        def pick(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            scores = logits_processor(ids, logits)
+            if not generation_config.do_sample:
+                return scores.argmax(-1)
+            return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+
+        def ended(said: list[int]) -> bool:
+            if said[-1] in ends:
+                return True
+            text = self.tokenizer.decode(said[-tail:])
+            return any(s in text for s in stop if s)
+
+        seen = inputs.get("attention_mask")  # none where nothing is padded
+        seen = torch.ones_like(input_ids) if seen is None else seen
+        prompts = [ids[own].tolist() for ids, own in zip(input_ids, seen.bool(), strict=True)]
+        room = generation_config.max_length - input_ids.shape[1]
+        with tqdm(total=len(prompts), desc="answers", disable=self.quiet) as bar:
+            said = generate(
+                model,
+                prompts,
+                max_new_tokens=room,
+                pick=pick,
+                ended=ended,
+                tokens_per_pass=self.run.tokens_per_pass,
+                cache_bytes=int(self.run.kv_cache_gib * 2**30),
+                on_done=bar.update,
+            )
+        pad = self.tokenizer.pad_token_id
+        answers = torch.tensor([tokens + [pad] * (room - len(tokens)) for tokens in said], device=input_ids.device)
+        return torch.cat([input_ids, answers], 1)
+
+    def _too_long(self, tokens: int) -> bool:
+        return (window := reach(self.model)) is not None and tokens > window
 
     def _count(self, truncated: int) -> None:
         if truncated and self.demonstrations:
@@ -63,6 +188,29 @@ class Asker(HFLM):
                 f"of {self.max_length} tokens, and the first ones would be cut silently; choose a smaller size"
             )
         self.truncated += truncated
+
+
+class _NotByRowsError(Exception):
+    """Settings that need the whole batch at once, and why."""
+
+
+# What changes the scores of a row by that row alone, whatever stands beside it and however it is padded.
+_BY_ROW = (
+    transformers.TemperatureLogitsWarper,
+    transformers.TopKLogitsWarper,
+    transformers.TopPLogitsWarper,
+    transformers.MinPLogitsWarper,
+    transformers.TypicalLogitsWarper,
+    transformers.EpsilonLogitsWarper,
+    transformers.EtaLogitsWarper,
+    transformers.RepetitionPenaltyLogitsProcessor,
+)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """One line on stderr, once a process."""
+    print(f"harness: {text}", file=sys.stderr)
 
 
 class Prompter:

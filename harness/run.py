@@ -51,7 +51,7 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not path.exists():
-                    result = evaluate.evaluate(base, adapted, name, task, cell.run.eval_batch_size)
+                    result = evaluate.evaluate(base, adapted, name, task, cell.run)
                     store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
                     store.write_json(
                         path, {**result, "fingerprint": fingerprint(wanted[name]), "finished": time.time()}

@@ -10,12 +10,13 @@ from typing import Any
 import lm_eval
 import lm_eval.tasks
 import pytest
+import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness import base as bases
-from harness import evaluate
+from harness import evaluate, lm
 from harness.base import LoadedBase
-from harness.cell import Adapted, Base, Message, Task
+from harness.cell import Adapted, Base, Message, Run, Task
 from harness.errors import HarnessError
 from harness.lm import Asker
 from tests.conftest import CHATML, ITEMS, make_tokenizer, save_tiny, write_jsonl
@@ -69,8 +70,11 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     return Spy(monkeypatch)
 
 
-def ask(loaded: LoadedBase, task: Task, demonstrations: list[Message] | None = None, batch: int = 2) -> dict[str, Any]:
-    return evaluate.evaluate(loaded, Adapted(loaded.model, demonstrations or []), "mine", task, batch)
+def ask(
+    loaded: LoadedBase, task: Task, demonstrations: list[Message] | None = None, batch: int = 2, backend: str = "shared"
+) -> dict[str, Any]:
+    run = Run(eval_batch_size=batch, eval_backend=backend)
+    return evaluate.evaluate(loaded, Adapted(loaded.model, demonstrations or []), "mine", task, run)
 
 
 def answers(result: dict[str, Any]) -> list[Any]:
@@ -121,12 +125,13 @@ def right_after_a_while(loaded: LoadedBase, items: list[dict[str, Any]], make: M
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("shots", [None, 2])
 @pytest.mark.parametrize("kind", ["generation", "choice"])
+@pytest.mark.parametrize("backend", ["shared", "hf"])
 def test_scores_and_standard_errors_are_those_of_stock_lm_eval(
-    loaded: LoadedBase, generation_task: Make, choice_task: Make, chat: bool, shots: int | None, kind: str
+    loaded: LoadedBase, generation_task: Make, choice_task: Make, chat: bool, shots: int | None, kind: str, backend: str
 ) -> None:
     items = right_after_a_while(loaded, ITEMS, lambda i: generation_task(i, num_fewshot=shots, chat=chat))
     task = (generation_task if kind == "generation" else choice_task)(items, num_fewshot=shots, chat=chat)
-    ours, theirs = ask(loaded, task), stock(loaded, task)
+    ours, theirs = ask(loaded, task, backend=backend), stock(loaded, task)
     values = theirs["results"]["mine"]
     assert len(ours["scores"]) == 2
     for score in ours["scores"]:
@@ -145,8 +150,15 @@ def test_scores_and_standard_errors_are_those_of_stock_lm_eval(
         found = mine[sample["doc_id"], sample["filter"]]
         assert found["prompt_hash"] == sample["prompt_hash"]
         assert found["item_hash"] == sample["doc_hash"]
-        assert found["answers"] == sample["resps"]
-        assert found["extracted"] == sample["filtered_resps"]
+        if kind == "generation" or backend == "hf":
+            assert found["answers"] == sample["resps"]
+            assert found["extracted"] == sample["filtered_resps"]
+            continue
+        for (mine_logprob, mine_greedy), (logprob, greedy) in zip(
+            found["extracted"], sample["filtered_resps"], strict=True
+        ):
+            assert mine_logprob == pytest.approx(logprob, abs=1e-4)
+            assert mine_greedy is greedy
     assert len(mine) == len(theirs["samples"]["mine"])
 
 
@@ -346,14 +358,14 @@ def test_a_group_gives_one_score_over_its_members_and_a_tag_is_refused(
     manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
     monkeypatch.setattr(evaluate, "_all_tasks", lambda: manager)
 
-    result = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="a_group", num_fewshot=0), 2)
+    result = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="a_group", num_fewshot=0), Run())
     (score,) = result["scores"]
     assert (score["metric"], score["filter"], score["n_items"]) == ("exact_match", "strict", 10)
     assert {s["task"] for s in result["samples"]} == {"part1", "part2"}
-    single = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="part1"), 2)
+    single = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="part1"), Run())
     assert [(s["filter"], s["n_items"]) for s in single["scores"]] == [("strict", 5), ("flexible", 5)]
     with pytest.raises(HarnessError, match="is a tag of several"):
-        evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="a_tag"), 2)
+        evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="a_tag"), Run())
 
 
 def test_demonstrations_that_do_not_fit_are_refused_and_other_long_prompts_counted(
@@ -379,9 +391,27 @@ def say(loaded: LoadedBase, scripts: dict[str, str], monkeypatch: pytest.MonkeyP
     tokenizer, forward = loaded.tokenizer, type(loaded.model).forward
     ids = {question: tokenizer(text, add_special_tokens=False)["input_ids"] for question, text in scripts.items()}
     state: dict[str, Any] = {}
+    x, decode = tokenizer.convert_tokens_to_ids("x"), lm.generate
+
+    def by_rows(model: Any, prompts: list[list[int]], *, pick: Any, **named: Any) -> Any:
+        def picked(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            for row, scores in zip(so_far.tolist(), logits, strict=True):
+                text = tokenizer.decode(row)
+                said = next(said for question, said in ids.items() if question in text)
+                start = text.rindex("assistant\n") + len("assistant\n")
+                done = len(tokenizer(text[start:], add_special_tokens=False)["input_ids"])
+                scores[:] = -100.0
+                scores[said[done] if done < len(said) else x] = 100.0
+            return pick(so_far, logits)
+
+        return decode(model, prompts, pick=picked, **named)
+
+    monkeypatch.setattr(lm, "generate", by_rows)
 
     def scripted(model: Any, input_ids: Any = None, **named: Any) -> Any:
         out = forward(model, input_ids=input_ids, **named)
+        if isinstance(named.get("logits_to_keep"), torch.Tensor):  # by rows
+            return out
         if input_ids.shape[1] > 1:  # a new batch of prompts
             texts = tokenizer.batch_decode(input_ids)
             state["rows"] = [next(said for question, said in ids.items() if question in text) for text in texts]
@@ -407,8 +437,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("backend", ["shared", "hf"])
 def test_an_answer_ends_with_its_turn_also_where_that_is_not_eos(
-    kind: str, tmp_path: Path, generation_task: Make, monkeypatch: pytest.MonkeyPatch
+    kind: str, backend: str, tmp_path: Path, generation_task: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one batch: a short answer, a long one, one that ends by eos and one that never ends."""
     end, template, special, kept = ENDS[kind]
@@ -422,15 +453,16 @@ def test_an_answer_ends_with_its_turn_also_where_that_is_not_eos(
         "What is one and two?": "three<|end_of_text|>xx",
         "Is five red? Yes or No?": "No No No No No No No No No No No No No No No No",
     }
+    assert loaded.attends_by_rows  # tried on the model itself, before it only says what it is told
     say(loaded, scripts, monkeypatch)
-    result = ask(loaded, generation_task(ITEMS[:4], max_gen_toks=24), batch=4)
+    result = ask(loaded, generation_task(ITEMS[:4], max_gen_toks=24), batch=4, backend=backend)
     texts = [s["answers"][0][0] for s in result["samples"] if s["filter"] == "strict"]
     assert texts[:3] == ["Paris", "It is blue and red and green.", "three"]
     assert texts[3].startswith("No No No No No No")
     assert [s["exact_match"] for s in result["samples"] if s["filter"] == "strict"] == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_generation_stops_when_all_turns_have_ended(
+def test_generation_stops_when_all_turns_have_ended_by_lm_evals_hf(
     tmp_path: Path, generation_task: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the end of turn is text: a tuned model would otherwise run to the limit on every answer."""
@@ -449,5 +481,22 @@ def test_generation_stops_when_all_turns_have_ended(
                 return out
 
             patch.setattr(Asker, "_model_generate", measured)
-            ask(loaded, generation_task(max_gen_toks=200), batch=5)
+            ask(loaded, generation_task(max_gen_toks=200), batch=5, backend="hf")
         assert max(lengths) < 16, kind
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_row_stops_when_its_turn_has_ended(
+    kind: str, tmp_path: Path, generation_task: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, template, special, kept = ENDS[kind]
+    tokenizer = make_tokenizer(chat_template=template, eos_token="<|end_of_text|>", special=special)
+    tokenizer.add_tokens(list(kept))
+    loaded = bases.load(Base(name=kind, path=str(save_tiny(tmp_path / kind, tokenizer)), dtype="float32"), "cpu")
+    assert loaded.attends_by_rows
+    say(loaded, {str(i["question"]): f"Paris{end}" for i in ITEMS}, monkeypatch)
+    decode, said = lm.generate, []
+    monkeypatch.setattr(lm, "generate", lambda *a, **k: said.extend(decode(*a, **k)) or said)
+    ask(loaded, generation_task(max_gen_toks=200))
+    assert len(said) == 5
+    assert {tokenizer.decode(tokens) for tokens in said} == {f"Paris{end}"}

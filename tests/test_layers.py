@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"harness.errors"},
-    {"harness.artifact", "harness.schedule"},
+    {"harness.artifact", "harness.schedule", "harness.attention"},
     {"harness.cell", "harness.pocket"},
-    {"harness.store", "harness.data", "harness.board"},
-    {"harness.base", "harness.train", "analysis"},
+    {"harness.store", "harness.data", "harness.board", "harness.scoring"},
+    {"harness.base", "harness.train", "harness.decoding", "analysis"},
     {"harness.methods"},
     {"harness.lm", "harness.compose"},
     {"harness.evaluate"},

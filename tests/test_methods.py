@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from harness import evaluate
 from harness.base import LoadedBase
-from harness.cell import Adapted, Cell, Data, Task
+from harness.cell import Adapted, Cell, Data, Run, Task
 from harness.data.chat import tokenize
 from harness.data.subset import Example, load_dataset
 from harness.errors import HarnessError
@@ -91,10 +91,10 @@ def test_sft_learns_its_examples_and_where_they_end(
     rows = lessons()
     cell = make_cell(Sft(lr=5e-3, epochs=60, batch_size=8, decay="constant"), data=make_data(rows), size=8)
     task = generation_task([{"question": r["prompt"], "answer": r["completion"]} for r in rows], max_gen_toks=16)
-    before = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", task, 8)
+    before = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", task, Run())
     assert before["scores"][0]["score"] == 0.0
     with adapt(loaded, cell, tmp_path / "cell") as adapted:
-        result = evaluate.evaluate(loaded, adapted, "mine", task, 3)
+        result = evaluate.evaluate(loaded, adapted, "mine", task, Run())
         prompt = loaded.tokenizer.apply_chat_template(
             [{"role": "user", "content": rows[0]["prompt"]}], add_generation_prompt=True, return_tensors="pt"
         )["input_ids"]
@@ -103,7 +103,7 @@ def test_sft_learns_its_examples_and_where_they_end(
     assert (strict["score"], strict["stderr"], strict["n_items"]) == (1.0, 0.0, 8)
     assert generated[-1] == loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert loaded.tokenizer.decode(generated) == rows[0]["completion"] + "<|im_end|>"
-    after = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", task, 8)
+    after = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", task, Run())
     assert [s["answers"] for s in after["samples"]] == [s["answers"] for s in before["samples"]]
 
 

@@ -1,0 +1,344 @@
+"""Attention among rows that lie end to end in one flat sequence, each perhaps behind one shared prefix.
+
+transformers runs every linear layer on the flat sequence, so nothing is spent on padding; here, inside attention, the
+sequence is folded into its rows, and each row sees itself and the prefix, never a neighbour. Attention over the two
+parts is merged exactly by their log-sum-exps (as in Hydragen, arXiv 2402.05099, and FlashAttention's blocks), so the
+prefix's keys and values are kept once, however many rows read them.
+
+The function stands in for transformers' own through its attention interface, for as long as `rows_attention` lasts.
+`fits` tries it on the model in question against the model's own attention, since an error would be silent.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "harness_rows"
+
+
+class Layout:
+    """What one forward pass attends to. Keys and values come rotated, [1, kv heads, N, width] of N flat tokens."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        """Attended values [1, heads, N, width]."""
+        raise NotImplementedError
+
+
+class Rows:
+    """Folds N flat tokens into len(lengths) rows, padded on the right, and back."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.count, self.longest, self.even = len(lengths), max(lengths), len(set(lengths)) == 1
+        if not self.even:
+            sizes = torch.tensor(lengths)
+            inside = torch.arange(self.longest) < sizes[:, None]
+            starts = sizes.cumsum(0) - sizes
+            # Padding repeats the row's first token: it must be something, and is dropped by `unfold`.
+            self.slots = (starts[:, None] + torch.arange(self.longest) * inside).flatten().to(device)
+            self.tokens = inside.flatten().nonzero().squeeze(1).to(device)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """[1, heads, N, width] to [rows, heads, longest, width]."""
+        flat = x[0] if self.even else x[0].index_select(1, self.slots)
+        return flat.unflatten(1, (self.count, self.longest)).transpose(0, 1)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        flat = x.transpose(0, 1).flatten(1, 2)
+        return (flat if self.even else flat.index_select(1, self.tokens))[None]
+
+
+class Packed(Layout):
+    """Rows that see only themselves, causally: packed training sequences."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.rows = Rows(lengths, device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        q, k, v = (self.rows.fold(x) for x in (query, key, value))
+        if how["softcap"] is None:
+            groups = q.shape[1] // k.shape[1]
+            k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
+            out = scaled_dot_product_attention(q, k, v, dropout_p=how["dropout"], scale=how["scale"], is_causal=True)
+        elif how["dropout"]:
+            raise NotImplementedError("dropout of soft-capped attention")
+        else:
+            out, _ = _attention(q, k, v, causal=True, **_scoring(how))
+        return self.rows.unfold(out)
+
+
+@dataclass
+class Prefix:
+    """Keys and values of tokens that all rows stand behind; as a stack: `length` may be set back."""
+
+    length: int = 0
+    _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer: [1, kv heads, capacity, width]
+
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write behind the first `length` tokens; whoever runs the pass moves `length` on when it is over."""
+        end = self.length + key.shape[2]
+        old = self._kept.get(layer)
+        if old is None or old[0].shape[2] < end:
+            room = [x.new_empty(*x.shape[:2], max(end, 2 * self.length), x.shape[3]) for x in (key, value)]
+            for new, before in zip(room, old or (), strict=False):
+                new[:, :, : self.length] = before[:, :, : self.length]
+            self._kept[layer] = (room[0], room[1])
+        for kept, x in zip(self._kept[layer], (key, value), strict=True):
+            kept[:, :, self.length : end] = x
+
+    def at(self, layer: int) -> tuple[Tensor, Tensor]:
+        key, value = self._kept[layer]
+        return key[:, :, : self.length], value[:, :, : self.length]
+
+
+class Extend(Layout):
+    """One row behind the prefix, causally, whose keys and values become part of it."""
+
+    def __init__(self, prefix: Prefix) -> None:
+        self.prefix = prefix
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        own = _attention(query, key, value, causal=True, **_scoring(how))
+        out = _behind(self.prefix, layer, query, *own, **_scoring(how))
+        self.prefix.keep(layer, key, value)
+        return out
+
+
+class Behind(Layout):
+    """Rows behind the prefix, each a tree: `mask` [rows, 1, longest, longest] adds -inf where a token is no ancestor.
+
+    None: every row is causal. A subclass may `keep` the rows' keys and values.
+    """
+
+    def __init__(self, lengths: list[int], prefix: Prefix, device: torch.device, *, mask: Tensor | None = None) -> None:
+        self.rows, self.prefix, self.mask = Rows(lengths, device), prefix, mask
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        q, k, v = (self.rows.fold(x) for x in (query, key, value))
+        self.keep(layer, k, v)
+        out, lse = _attention(q, k, v, causal=self.mask is None, mask=self.mask, **_scoring(how))
+        flat, flat_lse = self.rows.unfold(out), self.rows.unfold(lse[..., None])[..., 0]
+        return _behind(self.prefix, layer, query, flat, flat_lse, **_scoring(how))
+
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Nothing is kept of rows that are only scored. Shapes [rows, kv heads, longest, width]."""
+
+
+class Slots:
+    """Keys and values of the rows that are being generated behind a prefix; `held[i]` tokens in slot i."""
+
+    def __init__(self, count: int, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.held = torch.zeros(count, dtype=torch.long, device=device)
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: [slots, capacity, kv heads, width]
+
+    def at(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer; `like` [..., kv heads, any, width] tells their shape at first."""
+        if layer not in self._kept:  # zeros: what is masked must still be finite
+            shape = (len(self.held), self.capacity, like.shape[1], like.shape[3])
+            self._kept[layer] = like.new_zeros(shape), like.new_zeros(shape)
+        return self._kept[layer]
+
+    def only(self, slots: Tensor) -> None:
+        """Let go of all other slots."""
+        self.held = self.held[slots]
+        self._kept = {layer: (key[slots], value[slots]) for layer, (key, value) in self._kept.items()}
+
+
+class Fill(Behind):
+    """Causal rows whose keys and values become the contents of `where`, one slot each."""
+
+    def __init__(self, lengths: list[int], prefix: Prefix, slots: Slots, where: Tensor) -> None:
+        super().__init__(lengths, prefix, where.device)
+        self.slots, self.where = slots, where
+        slots.held[where] = torch.tensor(lengths, device=where.device)
+
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        for kept, x in zip(self.slots.at(layer, key), (key, value), strict=True):
+            kept[self.where, : x.shape[2]] = x.transpose(1, 2)
+
+
+class Step(Layout):
+    """One token more in every slot. The longest slot must have room."""
+
+    def __init__(self, prefix: Prefix, slots: Slots) -> None:
+        self.prefix, self.slots = prefix, slots
+        self.at = slots.held + slots.capacity * torch.arange(len(slots.held), device=slots.held.device)
+        slots.held += 1
+        self.end = int(slots.held.max())
+        unseen = torch.arange(self.end, device=slots.held.device) >= slots.held[:, None]
+        self.mask = torch.zeros(unseen.shape, device=unseen.device).masked_fill(unseen, -torch.inf)[:, None, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        kept = self.slots.at(layer, key)
+        for old, new in zip(kept, (key, value), strict=True):
+            old.flatten(0, 1).index_copy_(0, self.at, new[0].transpose(0, 1))
+        keys, values = (x[:, : self.end].transpose(1, 2) for x in kept)
+        q = query[0].transpose(0, 1)[:, :, None]
+        out, lse = _attention(q, keys, values, mask=self.mask, **_scoring(how))
+        flat, flat_lse = out[:, :, 0].transpose(0, 1)[None], lse[:, :, 0].transpose(0, 1)[None]
+        return _behind(self.prefix, layer, query, flat, flat_lse, **_scoring(how))
+
+
+def _behind(prefix: Prefix, layer: int, query: Tensor, out: Tensor, lse: Tensor, **scoring: Any) -> Tensor:
+    """Merge attention over a row's own tokens with that over the prefix, which all N queries read as one block."""
+    if not prefix.length:
+        return out
+    shared, shared_lse = _attention(query, *prefix.at(layer), **scoring)
+    weight = torch.sigmoid(shared_lse - lse)[..., None]
+    return torch.lerp(out.float(), shared.float(), weight).to(out.dtype)
+
+
+def _scoring(how: dict[str, Any]) -> dict[str, Any]:
+    return {"scale": how["scale"], "softcap": how["softcap"]}
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attended values [rows, heads, T, width] and the log-sum-exp of the scores [rows, heads, T], without gradients.
+
+    Heads that share keys (grouped-query attention, arXiv 2305.13245) are folded into T instead of repeating the keys.
+    """
+    rows, heads, length, width = query.shape
+    if causal:  # a causal kernel skips half the work, but knows nothing of folded heads
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    groups = heads // key.shape[1]
+    q = query.reshape(rows, key.shape[1], groups * length, width)
+    if mask is not None:
+        mask = mask.to(query.dtype).expand(rows, 1, length, -1).repeat(1, 1, groups, 1)
+    if q.device.type == "cpu" and softcap is None:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = flash(q, key, value, is_causal=causal, attn_mask=mask, scale=scale)
+    else:
+        scores = (q @ key.transpose(-1, -2)).float() * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if causal:
+            mask = scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+        if mask is not None:
+            scores = scores + mask
+        lse = scores.logsumexp(-1)
+        out = (scores - lse[..., None]).exp().to(value.dtype) @ value
+    return out.reshape(rows, heads, length, -1), lse.reshape(rows, heads, length)
+
+
+_active: Layout | None = None
+
+
+def _forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in place of its own attention."""
+    assert _active is not None, "no layout is active"
+    if attention_mask is not None or others.get("s_aux") is not None or others.get("position_bias") is not None:
+        raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = _active.attend(int(module.layer_idx), query, key, value, dropout=dropout, scale=scale, softcap=softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _forward)
+
+
+@contextmanager
+def rows_attention(model: Any) -> Iterator[None]:
+    """Let `model` (perhaps with an adapter) attend by rows; every pass inside needs a layout, see `laid_out`."""
+    inner = _inner(model)
+    before = inner.config._attn_implementation
+    inner.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
+
+
+@contextmanager
+def laid_out(layout: Layout) -> Iterator[None]:
+    """The layout of the passes inside, their backward passes included."""
+    global _active
+    before, _active = _active, layout
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def _inner(model: Any) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def reach(model: Any) -> int | None:
+    """How many tokens back a token can see, where that is limited (sliding windows, chunks). None: all."""
+    config = _inner(model).config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((n for n in limits if n), default=None)
+
+
+@torch.no_grad()
+def fits(model: Any) -> bool:
+    """Whether attention by rows gives this model's own logits. Tried on a row behind a prefix and a neighbour.
+
+    What a row must not see counts for exactly nothing, so another neighbour may not move a single bit; against the
+    model's own attention only rounding may differ. A model that keeps a state, counts positions in its own way or has
+    not been moved to transformers' attention interface does not fit.
+    """
+    inner = _inner(model)
+    if inner.config._attn_implementation not in ("sdpa", "eager") or not inner._can_set_attn_implementation():
+        return False
+    if (window := reach(model)) is not None and window < 16:
+        return False
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(inner.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    start, ours, one, other = (torch.randint(vocabulary, (n,), generator=generator) for n in (5, 6, 4, 4))
+    try:
+        with rows_attention(model):
+            beside = [_beside(model, start.to(device), ours.to(device), x.to(device)) for x in (one, other)]
+    except (NotImplementedError, TypeError):  # refused by `_forward`, or no such argument in the model's forward
+        return False
+    finally:
+        model.train(was_training)
+    whole = torch.cat([start, ours]).to(device)
+    model.eval()
+    alone = model(input_ids=whole[None], use_cache=False).logits[0, len(start) :].float()
+    model.train(was_training)
+    if beside[0].shape != alone.shape or not torch.equal(beside[0], beside[1]):
+        return False
+    return bool((alone - beside[0].float()).abs().mean() < 0.05 * alone.std())
+
+
+def _beside(model: Any, start: Tensor, ours: Tensor, other: Tensor) -> Tensor:
+    """The logits of `ours` behind `start`, with another row `other` before it."""
+    device = start.device
+    prefix = Prefix()
+    with laid_out(Extend(prefix)):
+        model(input_ids=start[None], position_ids=torch.arange(len(start), device=device)[None], use_cache=False)
+    prefix.length = len(start)
+    positions = torch.cat([torch.arange(len(x)) for x in (other, ours)]).to(device) + prefix.length
+    with laid_out(Behind([len(other), len(ours)], prefix, device)):
+        row = torch.cat([other, ours])[None]
+        kept = torch.arange(len(other), row.shape[1], device=device)
+        return model(input_ids=row, position_ids=positions[None], use_cache=False, logits_to_keep=kept).logits[0]

@@ -1,0 +1,185 @@
+"""Generation for many prompts: a shared beginning is read once, and rows join and leave the batch one by one.
+
+Prompts are grouped by what enough of them begin with. Behind that prefix every row has a slot for its own keys and
+values; a row that has ended makes room for the next prompt, so no row waits for a longer neighbour.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.attention import Extend, Fill, Prefix, Slots, Step, laid_out, rows_attention
+from harness.scoring import shared_length
+
+MOST_ROWS = 128  # more gain nothing on a CPU, and little on an accelerator
+FEWEST = 16  # rows worth a group, and tokens worth a prefix, of their own
+
+Pick = Callable[[Tensor, Tensor], Tensor]  # (ids so far [rows, tokens], logits [rows, vocabulary]) -> tokens [rows]
+Ended = Callable[[list[int]], bool]  # whether what was generated is complete
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    pick: Pick,
+    ended: Ended,
+    tokens_per_pass: int,
+    cache_bytes: int,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[list[int]]:
+    """What the model says after each prompt: at most `max_new_tokens`, the last of which made it `ended`.
+
+    At most `cache_bytes` hold the keys and values of running rows. `on_done(n)` hears how many more have ended.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    said: list[list[int]] = [[] for _ in prompts]
+    sort = [prompts[i] for i in order]
+    with rows_attention(model):
+        for members, shared in _groups(sort):
+            batch = _Batch(model, [sort[m] for m in members], shared, max_new_tokens, tokens_per_pass, cache_bytes)
+            for member, tokens in batch.run(pick, ended):
+                said[order[members[member]]] = tokens
+                on_done(1)
+    return said
+
+
+def _groups(prompts: list[list[int]]) -> list[tuple[list[int], int]]:
+    """Sorted prompts as groups of indices, each with how many tokens its members share; every prompt keeps one."""
+    common = [0, *(shared_length(a, b) for a, b in pairwise(prompts))]
+    groups = []
+    waiting = [(0, len(prompts))]
+    while waiting:
+        low, high = waiting.pop()
+        shared = min(common[low + 1 : high], default=len(prompts[low]))
+        borders = [low, *(i for i in range(low + 1, high) if common[i] == shared), high]
+        rest: list[int] = []
+        for a, b in pairwise(borders):
+            more = min(common[a + 1 : b], default=shared) - shared
+            if FEWEST <= b - a < high - low and (more >= FEWEST or _parts_deeper(common, a, b, shared)):
+                waiting.append((a, b))
+            else:
+                rest += range(a, b)
+        if rest:
+            groups.append((rest, min(shared, *(len(prompts[i]) - 1 for i in rest))))
+    return groups
+
+
+def _parts_deeper(common: list[int], low: int, high: int, shared: int) -> bool:
+    """Whether enough of a range's prompts share much more further down, e.g. one few-shot context a subject."""
+    run = 0
+    for i in range(low + 1, high):
+        run = run + 1 if common[i] >= shared + FEWEST else 0
+        if run + 1 >= FEWEST:
+            return True
+    return False
+
+
+class _Batch:
+    """The prompts of one group behind the tokens they share."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        shared: int,
+        max_new_tokens: int,
+        tokens_per_pass: int,
+        cache_bytes: int,
+    ) -> None:
+        self.model, self.shared, self.prompts = model, shared, prompts
+        self.max_new_tokens, self.budget = max_new_tokens, tokens_per_pass
+        self.device = next(model.parameters()).device
+        capacity = max(map(len, prompts)) - shared + max_new_tokens
+        fitting = cache_bytes // (capacity * bytes_per_token(model))
+        self.count = int(max(1, min(len(prompts), fitting, MOST_ROWS)))
+        self.slots = Slots(self.count, capacity, self.device)
+        self.prefix = Prefix()
+
+    def run(self, pick: Pick, ended: Ended) -> Iterator[tuple[int, list[int]]]:
+        """Yield (prompt, tokens) as they end."""
+        for start in range(0, self.shared, self.budget):
+            end = min(start + self.budget, self.shared)
+            with laid_out(Extend(self.prefix)):
+                self._forward(self.prompts[0][start:end], list(range(start, end)), [end - start - 1])
+            self.prefix.length = end
+        queue = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))  # taken from the end
+        running: list[int | None] = [None] * self.count  # by slot
+        said: dict[int, list[int]] = {}
+        while queue or said:
+            free = [s for s, prompt in enumerate(running) if prompt is None]
+            fresh: dict[int, Tensor] = {}
+            if queue and len(free) * 8 >= len(running):
+                for prompt, slot, logits in self._fill(queue, free):
+                    running[slot], said[prompt], fresh[prompt] = prompt, [], logits
+            elif not queue and len(free) * 4 > len(running):
+                kept = [s for s, prompt in enumerate(running) if prompt is not None]
+                self.slots.only(torch.tensor(kept, device=self.device))
+                running = [running[s] for s in kept]
+            asked = [prompt for prompt in said if prompt in fresh or not fresh]
+            if fresh:
+                logits = torch.stack([fresh[p] for p in asked])
+            else:
+                slots = [running.index(p) for p in asked]
+                logits = self._step(running, said)[slots]
+            tokens = pick(self._so_far(asked, said), logits.float()).tolist()
+            for prompt, token in zip(asked, tokens, strict=True):
+                said[prompt].append(token)
+                if len(said[prompt]) == self.max_new_tokens or ended(said[prompt]):
+                    running[running.index(prompt)] = None
+                    yield prompt, said.pop(prompt)
+
+    def _fill(self, queue: list[int], free: list[int]) -> Iterator[tuple[int, int, Tensor]]:
+        """Read the next prompts into free slots: (prompt, slot, logits of what follows)."""
+        taken = [queue.pop() for _ in range(min(len(queue), len(free)))]
+        while taken:
+            rows = [taken.pop(0)]
+            while taken and sum(len(self.prompts[p]) - self.shared for p in [*rows, taken[0]]) <= self.budget:
+                rows.append(taken.pop(0))
+            own = [self.prompts[p][self.shared :] for p in rows]
+            where = [free.pop(0) for _ in rows]
+            lengths = [len(o) for o in own]
+            with laid_out(Fill(lengths, self.prefix, self.slots, torch.tensor(where, device=self.device))):
+                logits = self._forward(
+                    [t for o in own for t in o],
+                    [self.shared + i for n in lengths for i in range(n)],
+                    (torch.tensor(lengths).cumsum(0) - 1).tolist(),
+                )
+            yield from zip(rows, where, logits, strict=True)
+
+    def _step(self, running: list[int | None], said: dict[int, list[int]]) -> Tensor:
+        """Logits [slots, vocabulary] after each row's last token; what an empty slot computes is not looked at."""
+        last = [0 if prompt is None else said[prompt][-1] for prompt in running]
+        for slot, prompt in enumerate(running):
+            if prompt is None:
+                self.slots.held[slot] = 0
+        positions = (self.slots.held + self.shared).tolist()
+        with laid_out(Step(self.prefix, self.slots)):
+            return self._forward(last, positions, list(range(len(last))))
+
+    def _so_far(self, asked: list[int], said: dict[int, list[int]]) -> Tensor:
+        """Prompts and what was said, padded on the left with their own first token."""
+        rows = [self.prompts[p] + said[p] for p in asked]
+        longest = max(map(len, rows))
+        return torch.tensor([[r[0]] * (longest - len(r)) + r for r in rows], device=self.device)
+
+    def _forward(self, ids: list[int], positions: list[int], kept: list[int]) -> Tensor:
+        return self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(kept, device=self.device),
+        ).logits[0]
+
+
+def bytes_per_token(model: Any) -> int:
+    """Bytes that the keys and values of one token take over all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
