@@ -214,6 +214,15 @@ def test_the_order_is_that_of_the_slow_rule(kept: bool, tmp_path: Path, monkeypa
         assert some.identity == hashlib.sha256("\n".join(e.id for e in some).encode()).hexdigest()
 
 
+def test_planning_asks_for_the_same_subset_often_and_pays_once(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = subset_identity(dataset.subset(31, 5))
+    monkeypatch.setattr(subset, "deal", None)
+    monkeypatch.setattr(hashlib, "sha256", None)
+    assert subset_identity(dataset.subset(31, 5)) == first
+
+
 def test_places_closer_than_a_float_are_told_apart() -> None:
     """1e6 and its neighbour with the largest denominators: places that differ in the 24th digit."""
     rows = 200

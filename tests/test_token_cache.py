@@ -157,20 +157,22 @@ def test_texts_cut_at_their_special_tokens_are_encoded_as_they_are_whole(kind: s
         assert encoder(texts[::-1]) == [encode(tokenizer, t) for t in texts[::-1]]
 
 
-def test_a_tokenizer_of_an_unknown_kind_gets_whole_texts(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose tokens depend on what stands before a special token, as none does today."""
-
-    def odd(texts: Any, **given: Any) -> dict[str, Any]:
-        many = [texts] if isinstance(texts, str) else texts
-        ids = [[len(t), *t.encode()] for t in many]
-        return {"input_ids": ids[0] if isinstance(texts, str) else ids}
+def test_a_tokenizer_of_an_unknown_kind_gets_whole_texts(tokenizer: Any) -> None:
+    """One whose tokens depend on what stands before a special token, as none does today; and one written in Python."""
 
     class Odd:
-        is_fast, split_special_tokens, backend_tokenizer = True, False, tokenizer.backend_tokenizer
-        __call__ = staticmethod(odd)
+        split_special_tokens, backend_tokenizer = False, tokenizer.backend_tokenizer
+
+        def __init__(self, is_fast: bool) -> None:
+            self.is_fast = is_fast
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, Any]:
+            return {"input_ids": [len(text), *text.encode()]}
 
     texts = ["a<|im_start|>b", "<|im_end|>", "c"]
-    assert Encoder(Odd())(texts) == [odd(t)["input_ids"] for t in texts]
+    for is_fast in (True, False):
+        odd = Odd(is_fast)
+        assert Encoder(odd)(texts) == [encode(odd, t) for t in texts]
 
 
 @pytest.fixture
