@@ -207,6 +207,17 @@ def test_a_subset_reads_what_its_rows_are(
     assert len(token_sequences(tokenizer, [], max_length)) == 0
 
 
+def test_processes_tokenise_as_threads_do(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    dialogues = [dialogue(rng, 3) for _ in range(100)]
+    examples = [Example(str(i), "x", tuple(messages)) for i, messages in enumerate(dialogues)]
+    expected = list(token_sequences(tokenizer, examples, 99))
+    monkeypatch.setattr(token_cache, "CHUNK", 500)
+    monkeypatch.setattr(token_cache, "MANY", 1)
+    monkeypatch.setattr(token_cache, "PROCESSES", 2)
+    assert list(token_sequences(tokenizer, examples, 99)) == expected
+
+
 def test_a_vocabulary_beyond_16_bits_is_kept_whole(make_data: Make) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

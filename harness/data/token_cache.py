@@ -5,11 +5,14 @@ Every size and seed reads from the same tokens, and so does every `max_length`, 
 
 import importlib.metadata
 import json
+import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +31,8 @@ from harness.errors import HarnessError
 
 FEW = 0.05  # of a table's rows: so few are tokenised by themselves while the table is not
 CHUNK = 2**20  # characters that are tokenised together
+MANY = 50_000  # rows that are worth the start of several processes, a few seconds
+PROCESSES = 4  # at most; each takes about 0.4 GiB
 
 
 def token_sequences(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenSequences:
@@ -142,25 +147,44 @@ class Block(NamedTuple):
 
 
 def _blocks(tokenizer: Any, dialogues: Iterable[list[Message]], count: int) -> Iterator[Block]:
-    """The dialogues' tokens, in order. One chunk is rendered while the tokenizer's own threads encode another."""
+    """The dialogues' tokens, in order, a chunk at a time; read and made no further ahead than the workers need.
 
-    def work(chunk: list[list[Message]]) -> Block:
-        return _block(_each(tokenizer, chunk))
-
-    with (
-        ThreadPoolExecutor(2) as pool,
-        tqdm(total=count, desc="tokenising", unit="row", delay=2, disable=None, dynamic_ncols=True) as bar,
-    ):
+    Many are tokenised by processes, since most of the time goes into templates, which are Python. Few by two threads:
+    one renders while the tokenizer, in threads of its own, encodes for the other.
+    """
+    workers = min(PROCESSES, os.cpu_count() or 1) if count >= MANY else 1
+    pool: Executor
+    if workers > 1:
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_process, (tokenizer,))
+    else:
+        pool = ThreadPoolExecutor(2, initializer=_begin, initargs=(tokenizer,))
+    with pool, tqdm(total=count, desc="tokenising", unit="row", delay=2, disable=None, dynamic_ncols=True) as bar:
         waiting: deque[Future[Block]] = deque()
         chunks = _chunks(dialogues)
         while True:
-            while len(waiting) < 3 and (chunk := next(chunks, None)):
-                waiting.append(pool.submit(work, chunk))
+            while len(waiting) < workers + 2 and (chunk := next(chunks, None)):
+                waiting.append(pool.submit(_work, chunk))
             if not waiting:
                 return
             block = waiting.popleft().result()
             bar.update(len(block.lengths))
             yield block
+
+
+_mine = threading.local()  # the tokenizer of a worker
+
+
+def _begin(tokenizer: Any) -> None:
+    _mine.tokenizer = tokenizer
+
+
+def _begin_process(tokenizer: Any) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are all the parallelism there is to have
+    _begin(tokenizer)
+
+
+def _work(chunk: list[list[Message]]) -> Block:
+    return _block(_each(_mine.tokenizer, chunk))
 
 
 def _chunks(dialogues: Iterable[list[Message]]) -> Iterator[list[list[Message]]]:
