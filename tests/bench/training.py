@@ -1,0 +1,171 @@
+"""Training: LoRA fine-tuning of the same examples in the same order, beside TRL's SFTTrainer."""
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from harness.base import LoadedBase
+from harness.methods.sft import Lora
+from harness.schedule import Schedule
+from tests.bench import models
+from tests.bench.knobs import CPU, Knobs, Place
+from tests.bench.peer import Peer, version
+from tests.bench.questions import sums
+from tests.bench.table import Row, in_turn, say, timed
+
+BATCH, LR, SEED, TOKENS_PER_PASS = 16, 2e-4, 0, 1024
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+NEAR = 1e-2  # largest difference of the loss at any step
+
+# The same batches as ours: sixteen examples laid end to end.
+SAME_BATCHES = {"padding_free": True, "max_length": None, "per_device_train_batch_size": BATCH}
+# What could be quickest: packs of several lengths, with and without mixed precision over the bfloat16 weights.
+PACKED = {"packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 1}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "padding-free, 16 examples": SAME_BATCHES,
+    "packed to 512": {**PACKED, "max_length": 512},
+    "packed to 1024": {**PACKED, "max_length": 1024},
+    "packed to 1024, autocast": {**PACKED, "max_length": 1024, "bf16": True},
+    "wrapped to 256, 4 a batch": {
+        **PACKED,
+        "packing_strategy": "wrapped",  # examples in one row see each other: not the same training, but quick
+        "max_length": 256,
+        "per_device_train_batch_size": 4,
+    },
+}
+
+
+def train(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
+    """One epoch of short chats in bfloat16, loss on the assistant's words only."""
+    place.check()
+    trl = version("trl")
+    work = f"train bf16{place.suffix}"
+    folder = place.model()
+    base = models.load(folder, "bfloat16", place.device)
+    sequences = _sequences(base, 32 if knobs.tiny else 128)
+    tokens = sum(len(s.ids) for s in sequences)
+    job = {
+        "model": str(folder),
+        "dtype": "bfloat16",
+        "device": place.device,
+        "seed": SEED,
+        "lr": LR,
+        "lora": LORA,
+        "sequences": [_as_trl_reads(s) for s in in_our_order(sequences, BATCH, SEED)],
+    }
+    with tempfile.TemporaryDirectory(prefix="bench-trl-") as scratch:
+        job["folder"] = scratch
+        with Peer("trl_train.py", {**job, "config": SAME_BATCHES}) as peer:
+            _, same = peer()
+        name = _best_configuration(work, job)
+        _ours(base, sequences[:BATCH])  # warms up; the peer does so by itself
+        with Peer("trl_train.py", {**job, "config": CONFIGURATIONS[name]}) as peer:
+            pair = in_turn(work, lambda: _ours(base, sequences), peer, knobs.repeats)
+    mine, losses = [step["loss"] for step in pair.our_answers["losses"]], same["losses"]
+    largest = max(abs(a - b) for a, b in zip(mine, losses, strict=True))
+    seconds = statistics.median(pair.ours)
+    flops, formula = _model_flops(base, sequences)
+    peak = _peak_flops(place.device)
+    models.free()
+    yield pair.row(
+        work,
+        "TRL SFTTrainer",
+        trl,
+        largest <= NEAR,
+        rule=f"loss of every step within {NEAR} on the same batches",
+        largest_difference=largest,
+        steps=len(mine),
+        tokens=tokens,
+        our_tokens_per_second=round(tokens / seconds, 1),
+        peer_tokens_per_second=round(tokens / statistics.median(pair.peer), 1),
+        peer_configuration=name,
+        fraction_of_peak=round(flops / seconds / peak, 4),
+        matmul_peak_gflops=round(peak / 1e9, 1),
+        model_flops=formula,
+    )
+
+
+def _sequences(base: LoadedBase, count: int) -> list[Any]:
+    from harness.data.chat import tokenize
+
+    return [tokenize(base.tokenizer, messages, 2048) for messages in sums(count)]
+
+
+def in_our_order(examples: list[Any], batch_size: int, seed: int) -> list[Any]:
+    """The order in which our loop takes them in its first epoch."""
+    from harness.train import _batches
+
+    batches = _batches(len(examples), batch_size, seed)
+    return [examples[i] for _ in range(0, len(examples), batch_size) for i in next(batches)]
+
+
+def _as_trl_reads(sequence: Any) -> dict[str, list[int]]:
+    labels = [i if learned else -100 for i, learned in zip(sequence.ids, sequence.learned, strict=True)]
+    return {"input_ids": list(sequence.ids), "labels": labels}
+
+
+def _best_configuration(work: str, job: dict[str, Any]) -> str:
+    """The name of TRL's quickest configuration, by its tokens a second on a part of the examples."""
+    some = job["sequences"][: max(2 * BATCH, len(job["sequences"]) // 2)]
+    tokens = sum(len(s["input_ids"]) for s in some)
+    speeds = {}
+    for name, config in CONFIGURATIONS.items():
+        with Peer("trl_train.py", {**job, "sequences": some, "config": config}) as peer:
+            seconds, _ = peer()
+        speeds[name] = tokens / seconds
+        say(f"{work}: TRL, {name}: {speeds[name]:.0f} tokens/s")
+    return max(speeds, key=speeds.__getitem__)
+
+
+def _ours(base: LoadedBase, sequences: list[Any]) -> tuple[float, dict[str, Any]]:
+    """One epoch of a fresh adapter, which is then taken off again."""
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    from harness.train import fine_tune
+
+    set_seed(SEED)
+    model = get_peft_model(base.model, Lora(rank=LORA["r"], alpha=LORA["lora_alpha"]).to_peft()).train()
+    schedule = Schedule(lr=LR, epochs=1, batch_size=BATCH, warmup=0.0, decay="constant")
+    gc.collect()
+    try:
+        return timed(
+            lambda: fine_tune(
+                model, sequences, schedule, seed=SEED, tokens_per_pass=TOKENS_PER_PASS, on_step=lambda *_: None
+            )
+        )
+    finally:
+        base.model = model.unload().eval().requires_grad_(False)
+
+
+def _model_flops(base: LoadedBase, sequences: list[Any]) -> tuple[float, str]:
+    """What the training cannot do without: attention, norms and the optimizer are left out."""
+    import torch
+
+    layers = [m.weight for m in base.model.model.modules() if isinstance(m, torch.nn.Linear)]
+    frozen, lora = sum(w.numel() for w in layers), sum(LORA["r"] * sum(w.shape) for w in layers)
+    head = base.model.lm_head.weight.numel()
+    tokens, learned = sum(len(s.ids) for s in sequences), sum(sum(s.learned[1:]) for s in sequences)
+    formula = (
+        "4 x frozen linear weights x tokens (forward, and backward through them) + 6 x LoRA weights x tokens "
+        f"+ 4 x head weights x learned tokens; {frozen}, {lora}, {head} weights, {tokens} tokens, {learned} learned"
+    )
+    return 4.0 * frozen * tokens + 6.0 * lora * tokens + 4.0 * head * learned, formula
+
+
+def _peak_flops(device: str) -> float:
+    """FLOP/s of the best of several large bfloat16 matrix products: the machine's measured peak."""
+    import torch
+
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    return 2.0 * size**3 / min(timed(product)[0] for _ in range(20))
