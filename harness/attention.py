@@ -64,7 +64,12 @@ class Packed(Layout):
         if how["softcap"] is None:
             groups = q.shape[1] // k.shape[1]
             k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
-            out = scaled_dot_product_attention(q, k, v, dropout_p=how["dropout"], scale=how["scale"], is_causal=True)
+            # On a CPU the backward pass of attention takes twice as long in bfloat16 as in float32.
+            exact = torch.float32 if q.device.type == "cpu" else q.dtype
+            with torch.autocast(q.device.type, enabled=False):
+                out = scaled_dot_product_attention(
+                    q.to(exact), k.to(exact), v.to(exact), dropout_p=how["dropout"], scale=how["scale"], is_causal=True
+                ).to(v.dtype)
         elif how["dropout"]:
             raise NotImplementedError("dropout of soft-capped attention")
         else:
@@ -239,7 +244,7 @@ _active: Layout | None = None
 
 
 def _forward(
-    module: torch.nn.Module,
+    module: Any,  # of one layer; transformers numbers them by `layer_idx`
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -254,7 +259,7 @@ def _forward(
     if attention_mask is not None or others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = _active.attend(int(module.layer_idx), query, key, value, dropout=dropout, scale=scale, softcap=softcap)
+    out = _active.attend(module.layer_idx, query, key, value, dropout=dropout, scale=scale, softcap=softcap)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -313,7 +318,7 @@ def fits(model: Any) -> bool:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(inner.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    start, ours, one, other = (torch.randint(vocabulary, (n,), generator=generator) for n in (5, 6, 4, 4))
+    start, ours, one, other = (torch.randint(vocabulary, (n,), generator=generator) for n in (3, 5, 7, 7))
     try:
         with rows_attention(model):
             beside = [_beside(model, start.to(device), ours.to(device), x.to(device)) for x in (one, other)]
@@ -327,7 +332,8 @@ def fits(model: Any) -> bool:
     model.train(was_training)
     if beside[0].shape != alone.shape or not torch.equal(beside[0], beside[1]):
         return False
-    return bool((alone - beside[0].float()).abs().mean() < 0.05 * alone.std())
+    rounding = 1e-3 if model.dtype == torch.float32 else 0.05  # of the logits' spread; bfloat16 alone is good for 0.01
+    return bool((alone - beside[0].float()).abs().mean() < rounding * alone.std())
 
 
 def _beside(model: Any, start: Tensor, ours: Tensor, other: Tensor) -> Tensor:

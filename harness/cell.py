@@ -103,6 +103,7 @@ class Run:
     workers: int = 1  # processes that run cells side by side, each with its own resident base
     threads: int | None = None  # CPU threads of each worker; None: torch's choice
     tokens_per_pass: int = 1024  # laid end to end in one forward pass, of training and of evaluation
+    checkpoint_activations: bool = False  # training: recompute activations instead of keeping them; slower, smaller
     eval_backend: str = "shared"  # prompts that begin alike computed once | hf, vllm: lm-eval's own
     kv_cache_gib: float = 4.0  # of the shared backend, for the keys and values of answers in progress
     eval_batch_size: int = 16  # prompts at once, where they are not laid end to end

@@ -9,7 +9,7 @@ import transformers
 from omegaconf import OmegaConf
 
 from harness import base as bases
-from harness.cell import Adapted, Base, Message
+from harness.cell import Adapted, Base, Message, Run
 from harness.data.chat import Tokens, encode, end_of_turn, render, stop_ids, tokenize
 from harness.errors import HarnessError
 from harness.lm import Asker
@@ -34,7 +34,7 @@ def learned_text(tokenizer: Any, tokens: Tokens) -> str:
 
 def asker(tokenizer: Any, model: Any) -> Asker:
     base = bases.LoadedBase(Base(name="tiny"), model, tokenizer)
-    return Asker(base, Adapted(model), chat=True, batch_size=1)
+    return Asker(base, Adapted(model), chat=True, run=Run())
 
 
 # Of the tokenizer in conftest.py, trained on a fixed text.

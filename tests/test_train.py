@@ -4,17 +4,19 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from harness.attention import fits, reach
 from harness.base import LoadedBase
+from harness.cell import Run
 from harness.data.chat import Tokens
+from harness.data.tokens import Store, TokenSequences
 from harness.errors import HarnessError
 from harness.schedule import Schedule
-from harness.train import _batches, _loss_sum, _passes, fine_tune, packing_is_safe
-
-CPU = torch.device("cpu")
+from harness.train import _batches, _passes, fine_tune, kept_apart, loss_sum
 
 
 def sequences(vocabulary: int, lengths: tuple[int, ...] = (13, 9, 17, 6, 11), seed: int = 1) -> list[Tokens]:
@@ -25,6 +27,24 @@ def sequences(vocabulary: int, lengths: tuple[int, ...] = (13, 9, 17, 6, 11), se
         ids = torch.randint(3, vocabulary, (n,), generator=generator).tolist()
         made.append(Tokens(ids, [i % 5 in (2, 3) or i == n - 1 for i in range(n)]))
     return made
+
+
+def table(tokens: list[Tokens]) -> TokenSequences:
+    """The same sequences as `fine_tune` takes them."""
+    lengths = [len(s.ids) for s in tokens]
+    store = Store(
+        ids=np.concatenate([s.ids for s in tokens]),
+        learned=np.concatenate([s.learned for s in tokens]),
+        bounds=np.cumsum([0, *lengths]),
+        target=np.array([next((i for i, f in enumerate(s.learned) if f and i), len(s.ids)) for s in tokens]),
+    )
+    count = len(tokens)
+    return TokenSequences([store], np.zeros(count, np.int64), np.arange(count), max(lengths))
+
+
+def packed_loss(model: Any, together: list[Tokens]) -> torch.Tensor:
+    with kept_apart(model, [len(s.ids) for s in together]):
+        return loss_sum(model, together)
 
 
 def reference_loss(model: Any, sequence: Tokens) -> tuple[torch.Tensor, int]:
@@ -51,7 +71,8 @@ def model(loaded: LoadedBase) -> Any:
 def grads_after_one_step(model: Any, batch: list[Tokens], tokens_per_pass: int) -> tuple[dict[str, Any], Any]:
     """Run one step of `fine_tune` at a learning rate of 0 and read the gradients it left."""
     schedule = Schedule(lr=0.0, epochs=1, batch_size=len(batch), max_grad_norm=1e9, warmup=0)
-    record = fine_tune(model, batch, schedule, seed=0, tokens_per_pass=tokens_per_pass, on_step=lambda *_: None)
+    run = Run(tokens_per_pass=tokens_per_pass)
+    record = fine_tune(model, table(batch), schedule, seed=0, run=run, on_step=lambda *_: None)
     return record, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -84,13 +105,13 @@ def test_a_packed_neighbour_does_not_touch_a_sequence(model: Any) -> None:
     ours, one, other = sequences(vocabulary, (12, 10, 10))
     silent = [dataclasses.replace(s, learned=[False] * 10) for s in (one, other)]
     with torch.no_grad():
-        first, second = (_loss_sum(model, [s, ours], CPU) for s in silent)
-        last = _loss_sum(model, [ours, silent[0]], CPU)
+        first, second = (packed_loss(model, [s, ours]) for s in silent)
+        last = packed_loss(model, [ours, silent[0]])
     assert torch.equal(first, second)
     assert first.item() == pytest.approx(last.item(), abs=1e-4)
     assert first.item() == pytest.approx(reference_loss(model, ours)[0].item(), abs=1e-4)
     embedded = model.get_input_embeddings().weight
-    (gradient,) = torch.autograd.grad(_loss_sum(model, [silent[0], ours], CPU), embedded)
+    (gradient,) = torch.autograd.grad(packed_loss(model, [silent[0], ours]), embedded)
     only_theirs = sorted(set(one.ids) - set(ours.ids))
     assert gradient[only_theirs].abs().max() == 0
     assert gradient[ours.ids].abs().max() > 0
@@ -122,15 +143,16 @@ ARCHITECTURES = [
     ("GPT2", "GPT2LMHeadModel", GPT, True),
     ("Qwen2", "Qwen2ForCausalLM", SHAPE, True),
     ("Qwen3", "Qwen3ForCausalLM", {**SHAPE, "head_dim": 8}, True),
-    ("Mistral", "MistralForCausalLM", {**SHAPE, "sliding_window": 4}, True),
-    ("Gemma2", "Gemma2ForCausalLM", {**SHAPE, "head_dim": 8, "sliding_window": 4}, True),
-    ("Gemma3Text", "Gemma3ForCausalLM", {**SHAPE, "head_dim": 8, "sliding_window": 4}, True),
+    ("Mistral", "MistralForCausalLM", {**SHAPE, "sliding_window": 16}, True),
+    ("Gemma2", "Gemma2ForCausalLM", {**SHAPE, "head_dim": 8, "sliding_window": 16}, True),
+    ("Gemma3Text", "Gemma3ForCausalLM", {**SHAPE, "head_dim": 8, "sliding_window": 16}, True),
     ("GPTNeoX", "GPTNeoXForCausalLM", SHAPE, True),  # Pythia
     ("Olmo2", "Olmo2ForCausalLM", SHAPE, True),
     ("Phi3", "Phi3ForCausalLM", SHAPE, True),
     ("SmolLM3", "SmolLM3ForCausalLM", SHAPE, True),
+    ("Mistral", "MistralForCausalLM", {**SHAPE, "sliding_window": 4}, False),  # shorter than what it is tried on
     ("Mamba", "MambaForCausalLM", MAMBA, False),
-    ("OPT", "OPTForCausalLM", OPT, False),
+    ("OPT", "OPTForCausalLM", OPT, True),
     ("Bloom", "BloomForCausalLM", {"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4}, False),
     ("Falcon", "FalconForCausalLM", SHAPE, False),
     ("Lfm2", "Lfm2ForCausalLM", {**SHAPE, "layer_types": ["conv", "full_attention"]}, False),
@@ -143,53 +165,64 @@ ARCHITECTURES = [
 def test_no_architecture_leaks_unseen(
     name: str, kind: str, shape: dict[str, Any], packs: bool, dtype: torch.dtype
 ) -> None:
-    """Where packing is called safe, it changes no loss. Random weights leak faintly (in Lfm2 by 3e-4 of the logits'
-    spread, under bfloat16's rounding), and that must show all the same."""
+    """Where packing is called safe, it changes no loss, also of sequences longer than a window (17 tokens against 16).
+
+    Random weights leak faintly (in Lfm2 by 3e-4 of the logits' spread, under bfloat16's rounding), and that must show
+    all the same."""
     config = getattr(transformers, f"{name}Config")(**shape)
     torch.manual_seed(0)
     model = getattr(transformers, kind)(config).to(dtype).eval()
-    assert packing_is_safe(model, CPU) == packs
+    assert fits(model) == packs
     if dtype == torch.float32:
         batch = sequences(128)
         expected = sum(reference_loss(model, s)[0].item() for s in batch)
-        runs = list(_passes(batch, 10_000 if packs else 0))
-        assert len(runs) == (1 if packs else len(batch))
-        with torch.no_grad():
-            found = sum(_loss_sum(model, run, CPU).item() for run in runs)
-        assert found == pytest.approx(expected, abs=1e-4)
+        record, _ = grads_after_one_step(model, batch, 10_000)
+        assert record["packed"] == packs
+        assert record["final_loss"] * record["target_tokens"] == pytest.approx(expected, abs=1e-4)
+        window = reach(model) or 10_000
+        assert [len(p) for p in _passes(batch, 10_000, window)] == (
+            [5] if window > 17 else [4, 1] if window > 4 else [1] * 5
+        )
 
 
-class Forgetful(torch.nn.Module):
-    """A model whose code drops the position ids, so packed sequences become one."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def get_input_embeddings(self) -> Any:
-        return self.model.get_input_embeddings()
-
-    def forward(self, position_ids: Any = None, **given: Any) -> Any:
-        return self.model(**given)
-
-
-def test_a_model_that_drops_position_ids_is_found_out_and_trained_one_by_one(model: Any) -> None:
-    assert packing_is_safe(model, CPU)
-    leaky = Forgetful(model)
-    assert not packing_is_safe(leaky, CPU)
+def test_a_model_that_drops_position_ids_is_found_out_and_trained_one_by_one(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fits(model)
     batch = sequences(model.config.vocab_size)
     loss, gradients = reference_step(model, batch)
-    record, found = grads_after_one_step(leaky, batch, 10_000)
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, position_ids=None, **given: forward(self, **given))
+    assert not fits(model)
+    record, found = grads_after_one_step(model, batch, 10_000)
     assert not record["packed"]
     assert record["final_loss"] == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
-        assert torch.allclose(found[f"model.{name}"], gradient, atol=1e-5, rtol=1e-4), name
+        assert torch.allclose(found[name], gradient, atol=1e-5, rtol=1e-4), name
+
+
+def test_recomputed_activations_give_the_same_gradients_and_leave_no_trace(model: Any) -> None:
+    batch = sequences(model.config.vocab_size)
+    _, kept = grads_after_one_step(model.train(), batch, 40)
+    before = {name: set(vars(m)) for name, m in model.named_modules()}
+    schedule = Schedule(lr=0.0, epochs=1, batch_size=len(batch), max_grad_norm=1e9, warmup=0)
+    run = Run(tokens_per_pass=40, checkpoint_activations=True)
+    asked: list[bool] = []
+    layer = model.model.layers[0]
+    hook = layer.register_forward_hook(lambda *_: asked.append(layer.gradient_checkpointing))
+    fine_tune(model, table(batch), schedule, seed=0, run=run, on_step=lambda *_: None)
+    hook.remove()
+    assert any(asked)
+    for name, p in model.named_parameters():
+        assert torch.equal(p.grad, kept[name]), name
+    assert not layer.gradient_checkpointing
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == before
 
 
 def test_the_check_leaves_the_mode_and_the_random_state_alone(model: Any) -> None:
     model.train()
     before = torch.get_rng_state()
-    packing_is_safe(model, CPU)
+    fits(model)
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
 
@@ -238,11 +271,13 @@ def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
 def test_passes_keep_every_sequence_within_the_budget() -> None:
     batch = sequences(100, (5, 5, 30, 5, 9))
     for budget in (0, 1, 10, 14, 40, 1000):
-        runs = list(_passes(batch, budget))
-        assert [s for run in runs for s in run] == batch
+        runs = list(_passes(batch, budget, math.inf))
+        assert [s for run in runs for s in run] == sorted(batch, key=lambda s: len(s.ids))
         assert all(len(run) == 1 or sum(len(s.ids) for s in run) <= budget for run in runs)
-    assert [len(run) for run in _passes(batch, 14)] == [2, 1, 2]
-    assert [len(run) for run in _passes(batch, 0)] == [1] * 5
+    assert [len(run) for run in _passes(batch, 14, math.inf)] == [2, 2, 1]
+    assert [len(run) for run in _passes(batch, 0, math.inf)] == [1] * 5
+    assert [len(run) for run in _passes(batch, 1000, 0)] == [1] * 5
+    assert [len(run) for run in _passes(batch, 1000, 8)] == [3, 1, 1]  # what is too long to share stands alone
 
 
 def trained(loaded: LoadedBase, seed: int, **changes: Any) -> tuple[dict[str, Any], torch.Tensor, list[Any]]:
@@ -252,9 +287,7 @@ def trained(loaded: LoadedBase, seed: int, **changes: Any) -> tuple[dict[str, An
     schedule = Schedule(**{"lr": 1e-2, "epochs": 2, "batch_size": 2} | changes)
     heard: list[Any] = []
     data = sequences(model.config.vocab_size)
-    record = fine_tune(
-        model, data, schedule, seed=seed, tokens_per_pass=4096, on_step=lambda *given: heard.append(given)
-    )
+    record = fine_tune(model, table(data), schedule, seed=seed, run=Run(), on_step=lambda *given: heard.append(given))
     return record, torch.cat([p.detach().flatten() for p in model.parameters()]), heard
 
 
@@ -303,7 +336,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training_also_at_the_last_step(
     batch = sequences(model.config.vocab_size)
     schedule = Schedule(lr=1e-3, epochs=1, batch_size=16)
     with pytest.raises(FloatingPointError, match="gradient"):
-        fine_tune(model, batch, schedule, seed=0, tokens_per_pass=99, on_step=lambda *_: None)
+        fine_tune(model, table(batch), schedule, seed=0, run=Run(), on_step=lambda *_: None)
     assert all(p.isfinite().all() for p in model.parameters())
 
 

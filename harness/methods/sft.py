@@ -111,9 +111,7 @@ class Sft(Method, Schedule):
 
         sequences = token_sequences(base.tokenizer, examples, self.max_length)
         model.train()
-        record = fine_tune(
-            model, sequences, self, seed=cell.seed, tokens_per_pass=cell.run.tokens_per_pass, on_step=on_step
-        )
+        record = fine_tune(model, sequences, self, seed=cell.seed, run=cell.run, on_step=on_step)
         folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         weights = {name: w.contiguous().cpu() for name, w in state.items()}
