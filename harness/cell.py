@@ -4,7 +4,6 @@ A *cell* is one point of a sweep: (base model, data, method, size, seeds, evals)
 Hydra composes against, so a typo or a wrong type fails before anything runs. No torch here: planning imports this file.
 """
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -205,16 +204,13 @@ def canonical(cell: Cell) -> Cell:
 
     A method that uses no data has no data, size or seeds; one that does not train has no training seed.
     """
-    cell = copy.deepcopy(cell)
     if not cell.method.uses_data:
-        cell.data, cell.size, cell.subset_seed = Data(name="none"), 0, 0
+        cell = dataclasses.replace(cell, data=Data(name="none"), size=0, subset_seed=0)
     elif cell.size < 1:
         raise HarnessError(
             f"size={cell.size}: method {cell.method.name} needs at least 1 example; size 0 is method=base"
         )
-    if not cell.method.trains:
-        cell.seed = 0
-    return cell
+    return cell if cell.method.trains else dataclasses.replace(cell, seed=0)
 
 
 def canonical_json(value: Any) -> str:

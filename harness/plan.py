@@ -1,13 +1,15 @@
 """What a sweep needs: each cell's state, and every check that can fail before anything trains."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from harness import base as bases
 from harness import evaluate, store
-from harness.cell import Cell, fingerprint
+from harness.cell import Base, Cell, Task, fingerprint
+from harness.data.subset import subset_identity
 from harness.errors import HarnessError
-from harness.run import identity_of, subset_of
+from harness.run import subset_of
 
 DONE, MISSING, PARTLY, FAILED, DRIFTED = "done", "missing", "partly", "failed", "drifted"
 
@@ -21,17 +23,31 @@ class Planned:
 
 def plan(cells: list[Cell]) -> list[Planned]:
     """The state of each cell. Reads data and asks for the bases' identities; loads and builds no model."""
-    return [_state(cell) for cell in cells]
+    known: dict[str, Any] = {}  # a thousand cells have few bases and tasks, and each is asked for its identity once
+
+    def base_identity(base: Base) -> Any:
+        key = fingerprint(["base", dataclasses.asdict(base)])
+        return known[key] if key in known else known.setdefault(key, bases.identity(base))
+
+    def eval_identity(name: str, task: Task) -> Any:
+        key = fingerprint(["eval", name, dataclasses.asdict(task)])
+        return known[key] if key in known else known.setdefault(key, evaluate.identity(name, task))
+
+    planned = []
+    for cell in cells:
+        identity = cell.identity(base_identity(cell.base), subset_identity(subset_of(cell)))
+        wanted = {name: eval_identity(name, task) for name, task in cell.evals.items()}
+        planned.append(_state(cell, identity, wanted))
+    return planned
 
 
-def _state(cell: Cell) -> Planned:
+def _state(cell: Cell, identity: dict[str, Any], wanted: dict[str, Any]) -> Planned:
     folder = cell.folder()
-    identity = identity_of(cell, subset_of(cell))
     try:
         store.check_drift(folder, identity)
     except HarnessError as error:
         return Planned(cell, DRIFTED, str(error))
-    if store.is_done(cell, {name: evaluate.identity(name, task) for name, task in cell.evals.items()}):
+    if store.is_done(cell, wanted):
         return Planned(cell, DONE)
     if (folder / store.FAILURE).exists():
         return Planned(cell, FAILED)

@@ -1,7 +1,8 @@
 """A sweep file to cells: a union of arms, each a product of axes in Hydra's sweep grammar. No torch here."""
 
-import copy
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,7 @@ def sweep_cells(name: str, overrides: list[str], config_dir: Path | None = None)
     with hydra_ready(config_dir):
         for arm, axes in arms.items():
             try:
-                for config in _product({"sweep": path.stem, **axes}, config_dir):
-                    cell = to_cell(config)
+                for cell in _product({"sweep": path.stem, **axes}, config_dir):
                     _add(cells, cell)
                     _add(cells, _its_base(cell))
             except HarnessError as error:
@@ -135,8 +135,8 @@ def _apply(override: Override, arms: dict[str, Axes], path: Path) -> None:
         raise HarnessError(f"{line}: use arms.NAME.key=values, or ~arms.NAME to leave an arm out")
 
 
-def _product(axes: Axes, config_dir: Path | None) -> list[DictConfig]:
-    """The configurations of an arm. Composed once per combination of groups; swept scalars are set by typed update."""
+def _product(axes: Axes, config_dir: Path | None) -> Iterator[Cell]:
+    """The cells of an arm. Composed once per combination of groups; swept scalars are set by typed update."""
     fixed: list[str] = []
     groups: list[list[str]] = []
     scalars: list[list[tuple[str, Any]]] = []
@@ -149,16 +149,30 @@ def _product(axes: Axes, config_dir: Path | None) -> list[DictConfig]:
             groups.append([f"{key}={v}" for v in override.sweep_string_iterator()])
         else:
             scalars.append([(key, _value(f"{key}={v}")) for v in override.sweep_string_iterator()])
-    configs = []
     for choice in itertools.product(*groups):
-        template = composed([*fixed, *choice], config_dir)
+        config = composed([*fixed, *choice], config_dir)
+        # What a scalar can change: the parts that hold one, and those that refer to another part.
+        moving = {values[0][0].partition(".")[0] for values in scalars} | {str(k) for k in config if _refers(config, k)}
+        template: Cell | None = None
         for values in itertools.product(*scalars):
-            config = copy.deepcopy(template)
             with one_line():
                 for key, value in values:
                     OmegaConf.update(config, key, value)
-            configs.append(config)
-    return configs
+                if template is None:
+                    template = to_cell(config)
+                yield canonical(dataclasses.replace(template, **{key: _part(config, key) for key in moving}))
+
+
+def _refers(config: DictConfig, key: Any) -> bool:
+    """Whether a part of the configuration, or anything inside it, is an interpolation."""
+    return OmegaConf.is_interpolation(config, key) or (
+        OmegaConf.is_config(config[key]) and "${" in OmegaConf.to_yaml(config[key])
+    )
+
+
+def _part(config: DictConfig, key: str) -> Any:
+    part = config[key]
+    return OmegaConf.to_object(part) if OmegaConf.is_config(part) else part
 
 
 def _is_group(override: Override) -> bool:
@@ -173,16 +187,14 @@ def _value(line: str) -> Any:
 
 def _its_base(cell: Cell) -> Cell:
     """The base cell that a cell's curve starts from: same base, same evaluations, nothing else."""
-    base = copy.deepcopy(cell)
-    base.method = BaseModel()
-    return canonical(base)
+    return canonical(dataclasses.replace(cell, method=BaseModel()))
 
 
 def _add(cells: dict[Path, Cell], cell: Cell) -> None:
     """Equal cells fall together; their evaluations are united."""
     place = cell.folder()
     if place not in cells:
-        cells[place] = cell
+        cells[place] = dataclasses.replace(cell, evals=dict(cell.evals))  # its own, as it may grow
         return
     for name, task in cell.evals.items():
         if cells[place].evals.setdefault(name, task) != task:
