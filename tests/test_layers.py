@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
-    {"harness.errors"},
+    {"harness.errors", "harness.clock"},
     {"harness.artifact", "harness.schedule", "harness.attention"},
     {"harness.cell", "harness.pocket"},
     {"harness.store", "harness.data", "harness.board", "harness.scoring"},
