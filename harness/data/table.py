@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from harness.data import rows as readers
 from harness.data.rows import Row
 from harness.errors import HarnessError
 
+FORMAT = 1  # of the files and of the ids of copies; raise it with a change of either
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -52,7 +52,7 @@ def open_table(what: Any, form: Form, rows: Iterable[tuple[str, Row]], name: str
     Raises HarnessError for the first row that makes no dialogue, and where there is no row; `name` is for these and for
     the progress bar.
     """
-    made_by = [code_hash(forms, readers, sys.modules[__name__]), importlib.metadata.version("jinja2")]
+    made_by = [code_hash(forms, readers), FORMAT, importlib.metadata.version("jinja2")]
     key = fingerprint([what, dataclasses.asdict(form), made_by])
     folder = build_once(cache_dir() / "rows" / key[:32], lambda scratch: _write(scratch, form, rows, name))
     return Table(
