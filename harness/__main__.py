@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import ranks
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -52,9 +53,17 @@ def main() -> None:
     try:
         if arguments[0] not in commands:
             raise HarnessError(f"no command {arguments[0]!r}; known: sweep, plan, run, status, report, show, eval")
-        sys.exit(commands[arguments[0]](arguments[1:] if arguments[0][0] != "-" else arguments))
+        if ranks.count() > 1 and arguments[0] != "run":
+            raise HarnessError(
+                "several processes share one cell at a time: accelerate launch starts harness run (or run --multirun); "
+                f"start harness {arguments[0]} by itself"
+            )
+        ranks.join()
+        code = commands[arguments[0]](arguments[1:] if arguments[0][0] != "-" else arguments)
+        ranks.leave()
+        sys.exit(code)
     except HarnessError as error:
-        print(f"harness: {error}", file=sys.stderr)
+        ranks.complain(str(error))
         sys.exit(2)
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -10,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from harness import ranks
 from harness.cell import Cell
 from harness.compose import compose_cell, register, shipped, to_cell, users_folder
 from harness.errors import HarnessError
@@ -31,12 +33,17 @@ def hydra_app(config: DictConfig) -> float | None:
         folder = run(cell)
     except HarnessError as error:
         # In a multirun, exiting would take the other jobs along: Hydra's launchers catch exceptions, not SystemExit.
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and ranks.count() == 1:
             raise
-        print(f"harness: {error}", file=sys.stderr)
+        ranks.complain(str(error))
         sys.exit(2)
+    except Exception:
+        if ranks.count() == 1:
+            raise
+        traceback.print_exc()  # Hydra would go on to the next job of a multirun, while the other ranks still wait here
+        sys.exit(1)
     print(folder)
-    return headline(cell, folder)
+    return ranks.agree(lambda: headline(cell, folder))
 
 
 def headline(cell: Cell, folder: Path) -> float | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
+from harness import ranks
 from harness.artifact import Artifact, remembered_hash
 from harness.cell import Base, fingerprint
 from harness.data.chat import end_of_turn, stop_ids
@@ -121,9 +122,13 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
         dtype = getattr(torch, base.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
-        model = AutoModelForCausalLM.from_pretrained(**_where(base), dtype=dtype)
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-        model.to(accelerator if device == "auto" else device)  # type: ignore[arg-type]
+        place = ranks.device() if device == "auto" else device
+        with ranks.in_turn():
+            model = AutoModelForCausalLM.from_pretrained(**_where(base), dtype=dtype)
+            if ranks.sharded():
+                ranks.shard(model, place)
+            else:
+                model.to(place)  # type: ignore[arg-type]
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)

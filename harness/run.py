@@ -4,11 +4,13 @@ import dataclasses
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import base as bases
-from harness import board, evaluate, store
+from harness import board, evaluate, ranks, store
 from harness.cell import Cell, OnStep, fingerprint
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 
@@ -33,9 +35,11 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
     identity = identity_of(cell, examples)
     store.check_drift(folder, identity)
     wanted = {name: evaluate.identity(name, task) for name, task in cell.evals.items()}
-    if store.is_done(cell, wanted):
+    if ranks.agree(lambda: store.is_done(cell, wanted)):
         return folder
-    started, mirror = time.time(), board.open_cell(cell.wandb, **_mirrored(cell, identity, folder))
+    started, mirror = time.time(), board.CellRun()
+    if ranks.first():
+        mirror = board.open_cell(cell.wandb, **_mirrored(cell, identity, folder))
 
     def step(number: int, steps: int, values: dict[str, float]) -> None:
         mirror.log(number, values)
@@ -46,26 +50,37 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
     try:
         base = bases.load(cell.base, cell.run.device)
         with cell.method.adapt(base, examples, cell, folder, step) as adapted:
-            if not (folder / store.TRAINED).exists():
-                store.write_json(folder / store.TRAINED, {"identity": identity, "training": adapted.training})
+            trained = {"identity": identity, "training": adapted.training}
+            _write_once(folder / store.TRAINED, lambda: trained)
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
-                if not path.exists():
+                if not ranks.agree(path.exists):
                     result = evaluate.evaluate(base, adapted, name, task, cell.run)
-                    store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
-                    store.write_json(
-                        path, {**result, "fingerprint": fingerprint(wanted[name]), "finished": time.time()}
-                    )
-                for score in store.read_json(path)["scores"]:
+                    ranks.agree(partial(_write_scores, path, result, fingerprint(wanted[name])))
+                for score in ranks.agree(partial(store.read_json, path))["scores"]:
                     summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
-        if not (folder / store.RECORD).exists():
-            store.write_json(folder / store.RECORD, _record(cell, identity, examples, adapted.training, started))
+        _write_once(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started))
     except BaseException:
         mirror.finish(summary, ok=False)
         raise
     (folder / store.FAILURE).unlink(missing_ok=True)
     mirror.finish(summary)
     return folder
+
+
+def _write_once(path: Path, value: Callable[[], Any]) -> None:
+    """The first rank writes what is not there; the others wait for it."""
+
+    def write() -> None:
+        if not path.exists():
+            store.write_json(path, value())
+
+    ranks.agree(write)
+
+
+def _write_scores(path: Path, result: dict[str, Any], mark: str) -> None:
+    store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
+    store.write_json(path, {**result, "fingerprint": mark, "finished": time.time()})
 
 
 def _record(
@@ -81,6 +96,7 @@ def _record(
         "training": training,
         "started": started,
         "wall_seconds": time.time() - started,
+        "processes": ranks.count(),
         "peak_memory_bytes": _peak_memory(),
         "provenance": store.provenance(),
     }

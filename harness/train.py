@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from harness import ranks
 from harness.attention import Packed, fits, laid_out, reach, rows_attention
 from harness.cell import OnStep, Run
 from harness.data.chat import Tokens
@@ -30,8 +31,8 @@ def fine_tune(
     """Train the parameters of `model` that require gradients; return counts, seconds and losses for the record.
 
     The gradient of a batch is the mean over its learned tokens, however it is cut into passes of at most
-    `run.tokens_per_pass` tokens. A bfloat16 model computes in bfloat16, its trained weights and their optimizer stay in
-    float32. `on_step(step, steps, values)` hears each optimizer step.
+    `run.tokens_per_pass` tokens and shared among the ranks. A bfloat16 model computes in bfloat16, its trained weights
+    and their optimizer stay in float32. `on_step(step, steps, values)` hears each optimizer step.
     """
     started = time.perf_counter()
     if cut := int((~sequences.answered).sum()):
@@ -53,12 +54,15 @@ def fine_tune(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(step, steps)
             optimizer.zero_grad(set_to_none=True)
-            passes = _passes(batch, run.tokens_per_pass, longest)
-            total = torch.stack([_backward(model, p, targets, longest) for p in passes]).sum().item()
+            passes = _own_passes(batch, run.tokens_per_pass, longest)
+            here = torch.stack([_backward(model, p, targets, longest) for p in passes]).sum()
+            total = ranks.summed(weights, here).item()
             norm = torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm)
             if not (math.isfinite(total) and math.isfinite(norm.item())):
                 raise FloatingPointError(f"loss {total}, gradient {norm.item()} at step {step}; lower method.lr")
             optimizer.step()
+            if step in (0, steps - 1):
+                ranks.check_same(weights)
             target_tokens += targets
             all_tokens += sum(len(s.ids) for s in batch)
             values = {"loss": total, "lr": schedule.lr_at(step, steps), "grad_norm": norm.item()}
@@ -106,6 +110,18 @@ def _batches(examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:
             yield order[start : start + batch_size]
 
 
+def _own_passes(batch: list[Tokens], budget: int, longest: float) -> list[list[Tokens]]:
+    """This rank's passes over a batch: as many as any other rank's, since sharded ones gather each layer together.
+
+    The ranks are dealt like lengths. A pass that only fills up is one token, of which nothing is learned.
+    """
+    shares = ranks.deal(sorted(batch, key=lambda s: len(s.ids)))
+    passes = [list(_passes(share, budget, longest)) for share in shares]
+    idle = [Tokens(batch[0].ids[:1], [False])]
+    own = passes[ranks.mine()]
+    return own + [idle] * (max(map(len, passes)) - len(own))
+
+
 def _passes(batch: list[Tokens], budget: int, longest: float) -> Iterator[list[Tokens]]:
     """Cut a batch into passes of at most `budget` tokens, at least one sequence each, like lengths together.
 
@@ -119,7 +135,8 @@ def _passes(batch: list[Tokens], budget: int, longest: float) -> Iterator[list[T
             run, used = [], 0
         run.append(sequence)
         used += len(sequence.ids)
-    yield run
+    if run:
+        yield run
 
 
 def _backward(model: Any, sequences: list[Tokens], targets: int, longest: float) -> torch.Tensor:

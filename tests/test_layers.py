@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"harness.errors", "harness.clock"},
-    {"harness.artifact", "harness.schedule", "harness.attention"},
+    {"harness.artifact", "harness.schedule", "harness.attention", "harness.ranks"},
     {"harness.cell", "harness.pocket"},
     {"harness.store", "harness.data", "harness.board", "harness.scoring"},
     {"harness.base", "harness.train", "harness.decoding", "analysis"},

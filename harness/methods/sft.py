@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness import ranks
 from harness.artifact import sha256_file
 from harness.cell import Adapted, Cell, Method, OnStep
 from harness.errors import HarnessError
@@ -29,7 +30,7 @@ class Lora:
 
     rank: int = 16
     alpha: float = 32
-    dropout: float = 0.0  # above 0 its masks also depend on run.tokens_per_pass
+    dropout: float = 0.0  # above 0 its masks also depend on run.tokens_per_pass and the number of processes
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])  # or names, e.g. [q_proj,v_proj]
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
     dora: bool = False
@@ -62,16 +63,20 @@ class Sft(Method, Schedule):
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
         from peft import get_peft_model, set_peft_model_state_dict
-        from safetensors.torch import load_file
         from transformers import set_seed
 
+        copies = self.lora.init not in ("default", "gaussian", "orthogonal")
         if self.lora.modules_to_save and base.config.dtype != "float32":
             raise HarnessError(
                 f"method.lora.modules_to_save trains whole modules in the base's {base.config.dtype}, where small "
                 "steps are rounded away; set base.dtype=float32"
             )
+        if ranks.sharded() and (copies or self.lora.dora):
+            raise HarnessError(
+                "method.lora.dora and an init that reads the base's weights need them whole; leave out --use_fsdp"
+            )
         set_seed(cell.seed)  # initialisation of the adapter, dropout
-        with _as_it_came(base.model, copy=self.lora.init not in ("default", "gaussian", "orthogonal")):
+        with _as_it_came(base.model, copy=copies):
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings(
@@ -81,13 +86,10 @@ class Sft(Method, Schedule):
             except ValueError as error:
                 raise HarnessError(f"method.lora does not fit the base {base.config.name!r}: {error}") from error
             self._check_targets(model)
-            if (folder / TRAINED).exists():
-                record = read_json(folder / TRAINED)["training"]
-                if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
-                    raise HarnessError(
-                        f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again"
-                    )
-                set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+            ranks.refuse_sharded([p for p in model.parameters() if p.requires_grad], "method.lora.modules_to_save")
+            if ranks.agree((folder / TRAINED).exists):
+                record, weights = ranks.agree(lambda: _saved(folder))
+                set_peft_model_state_dict(model, weights)
             else:
                 record = self._train(model, base, examples, cell, folder, on_step)
             model.eval()
@@ -103,22 +105,37 @@ class Sft(Method, Schedule):
     def _train(
         self, model: Any, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep
     ) -> dict[str, Any]:
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
         from harness.data.token_cache import token_sequences
         from harness.train import fine_tune
 
         sequences = token_sequences(base.tokenizer, examples, self.max_length)
         model.train()
         record = fine_tune(model, sequences, self, seed=cell.seed, run=cell.run, on_step=on_step)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        weights = {name: w.contiguous().cpu() for name, w in state.items()}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        model.peft_config["default"].save_pretrained(str(folder))
-        write_jsonl(folder / "losses.jsonl", record.pop("losses"))
-        return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
+        return ranks.agree(lambda: _save(model, record, folder))
+
+
+def _save(model: Any, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write adapter and losses; return the record, with the adapter's hash in place of the losses."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {name: w.contiguous().cpu() for name, w in state.items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(str(folder))
+    write_jsonl(folder / "losses.jsonl", record.pop("losses"))
+    return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
+
+
+def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `_save` left: the record and the adapter's weights by name."""
+    from safetensors.torch import load_file
+
+    record = read_json(folder / TRAINED)["training"]
+    if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
+        raise HarnessError(f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again")
+    return record, load_file(folder / WEIGHTS)
 
 
 @contextmanager
