@@ -105,6 +105,7 @@ class Run:
     checkpoint_activations: bool = False  # training: recompute activations instead of keeping them; slower, smaller
     eval_backend: str = "shared"  # prompts that begin alike computed once | hf, vllm: lm-eval's own
     kv_cache_gib: float = 4.0  # of the shared backend, for the keys and values of answers in progress
+    profile: bool = False  # tell where the time of a cell went, and keep it beside the record as profile.json
     eval_batch_size: int = 16  # prompts at once, where they are not laid end to end
 
 
@@ -121,6 +122,7 @@ class Adapted:
 
     model: Any  # a transformers causal LM, perhaps with an adapter attached
     demonstrations: list[Message] = field(default_factory=list)  # turns put before every question
+    adapter: Path | None = None  # the folder of the adapter, in peft's form, where there is one
     training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from harness import base as bases
 from harness import board, evaluate, ranks, store
 from harness.cell import Cell, OnStep, fingerprint
+from harness.clock import Clock, part, running
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 
 
@@ -30,9 +31,21 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
 
     Raises HarnessError where the folder holds another experiment. What was finished before is not done again.
     """
+    if not cell.run.profile:
+        return _run(cell, on_step)
+    with running(Clock()) as clock, part("cell"):
+        folder = _run(cell, on_step)
+    if ranks.first():
+        store.write_json(folder / "profile.json", clock.as_dict())
+        print(clock.table(), file=sys.stderr)
+    return folder
+
+
+def _run(cell: Cell, on_step: OnStep | None) -> Path:
     folder = cell.folder()
-    examples = subset_of(cell)
-    identity = identity_of(cell, examples)
+    with part("examples"):
+        examples = subset_of(cell)
+        identity = identity_of(cell, examples)
     store.check_drift(folder, identity)
     wanted = {name: evaluate.identity(name, task) for name, task in cell.evals.items()}
     if ranks.agree(lambda: store.is_done(cell, wanted)):
@@ -48,14 +61,16 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
 
     summary: dict[str, Any] = {"examples": cell.size}
     try:
-        base = bases.load(cell.base, cell.run.device)
+        with part("load the base"):
+            base = bases.load(cell.base, cell.run.device)
         with cell.method.adapt(base, examples, cell, folder, step) as adapted:
             trained = {"identity": identity, "training": adapted.training}
             _write_once(folder / store.TRAINED, lambda: trained)
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
-                    result = evaluate.evaluate(base, adapted, name, task, cell.run)
+                    with part(f"evaluate {name}"):
+                        result = evaluate.evaluate(base, adapted, name, task, cell.run)
                     ranks.agree(partial(_write_scores, path, result, fingerprint(wanted[name])))
                 for score in ranks.agree(partial(store.read_json, path))["scores"]:
                     summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from harness import ranks
 from harness.attention import Packed, fits, laid_out, reach, rows_attention
 from harness.cell import OnStep, Run
+from harness.clock import part
 from harness.data.chat import Tokens
 from harness.data.tokens import TokenSequences
 from harness.errors import HarnessError
@@ -49,18 +50,21 @@ def fine_tune(
     target_tokens = all_tokens = 0
     with _as_told(model, run):
         for step in range(steps):
-            batch = [sequences[i] for i in next(batches)]
+            with part("read the batch"):
+                batch = [sequences[i] for i in next(batches)]
             targets = sum(sum(s.learned[1:]) for s in batch)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(step, steps)
             optimizer.zero_grad(set_to_none=True)
             passes = _own_passes(batch, run.tokens_per_pass, longest)
             here = torch.stack([_backward(model, p, targets, longest) for p in passes]).sum()
-            total = ranks.summed(weights, here).item()
+            with part("sum over processes"):
+                total = ranks.summed(weights, here).item()
             norm = torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm)
             if not (math.isfinite(total) and math.isfinite(norm.item())):
                 raise FloatingPointError(f"loss {total}, gradient {norm.item()} at step {step}; lower method.lr")
-            optimizer.step()
+            with part("optimizer"):
+                optimizer.step()
             if step in (0, steps - 1):
                 ranks.check_same(weights)
             target_tokens += targets
@@ -143,9 +147,11 @@ def _backward(model: Any, sequences: list[Tokens], targets: int, longest: float)
     """Add these sequences' share of the gradient of a batch of `targets` learned tokens; return that of its loss."""
     lengths = [len(s.ids) for s in sequences]
     with kept_apart(model, lengths) if lengths[-1] <= longest else nullcontext():
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+        half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+        with part("forward"), half:
             loss = loss_sum(model, sequences) / targets
-        loss.backward()
+        with part("backward"):
+            loss.backward()
     return loss.detach()
 
 

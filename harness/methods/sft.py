@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness import ranks
 from harness.artifact import sha256_file
 from harness.cell import Adapted, Cell, Method, OnStep
+from harness.clock import part
 from harness.errors import HarnessError
 from harness.schedule import Schedule
 from harness.store import TRAINED, read_json, write_jsonl
@@ -93,7 +94,7 @@ class Sft(Method, Schedule):
             else:
                 record = self._train(model, base, examples, cell, folder, on_step)
             model.eval()
-            yield Adapted(model, training=record)
+            yield Adapted(model, training=record, adapter=folder)
 
     def _check_targets(self, model: Any) -> None:
         """peft only complains if none of the names is found."""
@@ -108,9 +109,11 @@ class Sft(Method, Schedule):
         from harness.data.token_cache import token_sequences
         from harness.train import fine_tune
 
-        sequences = token_sequences(base.tokenizer, examples, self.max_length)
+        with part("tokens"):
+            sequences = token_sequences(base.tokenizer, examples, self.max_length)
         model.train()
-        record = fine_tune(model, sequences, self, seed=cell.seed, run=cell.run, on_step=on_step)
+        with part("train"):
+            record = fine_tune(model, sequences, self, seed=cell.seed, run=cell.run, on_step=on_step)
         return ranks.agree(lambda: _save(model, record, folder))
 
 
