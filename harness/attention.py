@@ -100,6 +100,9 @@ class Prefix:
         key, value = self._kept[layer]
         return key[:, :, : self.length], value[:, :, : self.length]
 
+    def bytes(self) -> int:
+        return sum(x.nbytes for kept in self._kept.values() for x in kept)
+
 
 class Extend(Layout):
     """One row behind the prefix, causally, whose keys and values become part of it."""
@@ -142,17 +145,19 @@ class Slots:
         self.held = torch.zeros(count, dtype=torch.long, device=device)
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: [slots, capacity, kv heads, width]
 
-    def at(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer; `like` [..., kv heads, any, width] tells their shape at first."""
+    def at(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer; new ones [any, kv heads, any, width] tell their shape at first."""
         if layer not in self._kept:  # zeros: what is masked must still be finite
-            shape = (len(self.held), self.capacity, like.shape[1], like.shape[3])
-            self._kept[layer] = like.new_zeros(shape), like.new_zeros(shape)
+            room = [x.new_zeros(len(self.held), self.capacity, x.shape[1], x.shape[3]) for x in (key, value)]
+            self._kept[layer] = (room[0], room[1])
         return self._kept[layer]
 
     def only(self, slots: Tensor) -> None:
-        """Let go of all other slots."""
+        """Let go of all other slots, layer by layer: no two copies of the whole."""
         self.held = self.held[slots]
-        self._kept = {layer: (key[slots], value[slots]) for layer, (key, value) in self._kept.items()}
+        for layer in list(self._kept):
+            key, value = self._kept.pop(layer)
+            self._kept[layer] = key[slots], value[slots]
 
 
 class Fill(Behind):
@@ -164,7 +169,7 @@ class Fill(Behind):
         slots.held[where] = torch.tensor(lengths, device=where.device)
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
-        for kept, x in zip(self.slots.at(layer, key), (key, value), strict=True):
+        for kept, x in zip(self.slots.at(layer, key, value), (key, value), strict=True):
             kept[self.where, : x.shape[2]] = x.transpose(1, 2)
 
 
@@ -180,7 +185,7 @@ class Step(Layout):
         self.mask = torch.zeros(unseen.shape, device=unseen.device).masked_fill(unseen, -torch.inf)[:, None, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        kept = self.slots.at(layer, key)
+        kept = self.slots.at(layer, key, value)
         for old, new in zip(kept, (key, value), strict=True):
             old.flatten(0, 1).index_copy_(0, self.at, new[0].transpose(0, 1))
         keys, values = (x[:, : self.end].transpose(1, 2) for x in kept)
@@ -224,7 +229,7 @@ def _attention(
     q = query.reshape(rows, key.shape[1], groups * length, width)
     if mask is not None:
         mask = mask.to(query.dtype).expand(rows, 1, length, -1).repeat(1, 1, groups, 1)
-    if q.device.type == "cpu" and softcap is None:
+    if q.device.type == "cpu" and softcap is None and value.shape[-1] == width:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = flash(q, key, value, is_causal=causal, attn_mask=mask, scale=scale)
     else:
@@ -294,9 +299,17 @@ def _inner(model: Any) -> PreTrainedModel:
 
 
 def reach(model: Any) -> int | None:
-    """How many tokens back a token can see, where that is limited (sliding windows, chunks). None: all."""
+    """How many tokens a row may have for attention by rows to be the model's own. None: any number.
+
+    Limits are how far back a token can see (sliding windows, chunks), and where rotary positions change their angles
+    with the longest row of a pass.
+    """
     config = _inner(model).config.get_text_config()
     limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(r for r in rope.values() if isinstance(r, dict))):  # of all layers, or by kind of layer
+        if kind.get("rope_type") in ("longrope", "dynamic"):
+            limits.append(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
     return min((n for n in limits if n), default=None)
 
 

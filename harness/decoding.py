@@ -41,8 +41,9 @@ def generate(
     said: list[list[int]] = [[] for _ in prompts]
     sort = [prompts[i] for i in order]
     with rows_attention(model):
+        cache_tokens = cache_bytes // bytes_per_token(model)
         for members, shared in _groups(sort):
-            batch = _Batch(model, [sort[m] for m in members], shared, max_new_tokens, tokens_per_pass, cache_bytes)
+            batch = _Batch(model, [sort[m] for m in members], shared, max_new_tokens, tokens_per_pass, cache_tokens)
             for member, tokens in batch.run(pick, ended):
                 said[order[members[member]]] = tokens
                 on_done(1)
@@ -90,14 +91,13 @@ class _Batch:
         shared: int,
         max_new_tokens: int,
         tokens_per_pass: int,
-        cache_bytes: int,
+        cache_tokens: int,
     ) -> None:
         self.model, self.shared, self.prompts = model, shared, prompts
         self.max_new_tokens, self.budget = max_new_tokens, tokens_per_pass
         self.device = next(model.parameters()).device
         capacity = max(map(len, prompts)) - shared + max_new_tokens
-        fitting = cache_bytes // (capacity * bytes_per_token(model))
-        self.count = int(max(1, min(len(prompts), fitting, MOST_ROWS)))
+        self.count = max(1, min(len(prompts), cache_tokens // capacity, MOST_ROWS))
         self.slots = Slots(self.count, capacity, self.device)
         self.prefix = Prefix()
 
@@ -177,9 +177,14 @@ class _Batch:
         ).logits[0]
 
 
+@torch.no_grad()
 def bytes_per_token(model: Any) -> int:
-    """Bytes that the keys and values of one token take over all layers."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    """Bytes that the keys and values of one token take over all layers, as found on one token.
+
+    What a configuration says of heads and widths is not always what reaches attention, e.g. in multi-head latent
+    attention (arXiv 2405.04434). To be called while `rows_attention` lasts.
+    """
+    token, one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), Prefix()
+    with laid_out(Extend(one)):
+        model(input_ids=token, position_ids=token, use_cache=False, logits_to_keep=token[0])
+    return one.bytes()
