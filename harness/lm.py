@@ -81,7 +81,7 @@ class Asker(HFLM):
         if not self.shares:
             return super()._loglikelihood_tokens(requests, *arguments, **named)
         if self._too_long(min(max(lengths, default=0), self.max_length)):
-            with self._plainly("prompts are longer than the model's sliding window"):
+            with self._plainly(_TOO_LONG):
                 return super()._loglikelihood_tokens(requests, *arguments, **named)
         cut = [
             Continuation((context + answer)[-(self.max_length + 1) :], len(answer)) for _, context, answer in requests
@@ -111,7 +111,7 @@ class Asker(HFLM):
         if not self.shares:
             return super()._model_generate(context, max_length, stop, **settings)
         if self._too_long(max_length):
-            with self._plainly("prompts are longer than the model's sliding window"):
+            with self._plainly(_TOO_LONG):
                 return self._generate_in_batches(context, max_length, stop, **settings)
         try:
             decode = functools.partial(self._decode, stop=stop)
@@ -139,11 +139,18 @@ class Asker(HFLM):
         **inputs: Any,
     ) -> torch.Tensor:
         """transformers' decoding loop, by rows. Returns prompts and answers [prompts, max_length], padded."""
-        if generation_config.num_beams > 1:
-            raise _NotByRowsError("beam search")
+        if (mode := generation_config.get_generation_mode()) not in ("greedy_search", "sample"):
+            raise _NotByRowsError(str(mode.value).replace("_", " "))
+        if generation_config.max_time is not None:
+            raise _NotByRowsError("a limit of time")
         if strange := [type(p).__name__ for p in logits_processor if not isinstance(p, _BY_ROW)]:
             raise _NotByRowsError(f"{', '.join(strange)} looks at a whole batch")
-        ends = set(generation_config.eos_token_id or [])
+        for processor in logits_processor:
+            if isinstance(processor, transformers.RepetitionPenaltyLogitsProcessor):
+                # Made for the padding of one batch; here a row is padded with a token of its own, to the same scores.
+                processor.prompt_ignore_length = None
+        eos = generation_config.eos_token_id
+        ends = {eos} if isinstance(eos, int) else set(eos or [])
         # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
         tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
 
@@ -157,11 +164,13 @@ class Asker(HFLM):
             if said[-1] in ends:
                 return True
             text = self.tokenizer.decode(said[-tail:])
-            return any(s in text for s in stop if s)
+            return any(s in text for s in stop)
 
         seen = inputs.get("attention_mask")  # none where nothing is padded
         seen = torch.ones_like(input_ids) if seen is None else seen
-        prompts = [ids[own].tolist() for ids, own in zip(input_ids, seen.bool(), strict=True)]
+        # An empty prompt begins as an empty context does in lm-eval's log-likelihoods; its hf backend reads padding.
+        start = [self.prefix_token_id]
+        prompts = [ids[own].tolist() or start for ids, own in zip(input_ids, seen.bool(), strict=True)]
         room = generation_config.max_length - input_ids.shape[1]
         with tqdm(total=len(prompts), desc="answers", disable=self.quiet) as bar:
             said = generate(
@@ -188,6 +197,9 @@ class Asker(HFLM):
                 f"of {self.max_length} tokens, and the first ones would be cut silently; choose a smaller size"
             )
         self.truncated += truncated
+
+
+_TOO_LONG = "prompts are longer than the model's sliding window, or than its positions keep their angles"
 
 
 class _NotByRowsError(Exception):

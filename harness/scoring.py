@@ -28,6 +28,10 @@ class Continuation:
     ids: list[int]
     answer: int
 
+    def __post_init__(self) -> None:
+        # As lm-eval's hf backend: else an empty context or an answer longer than the model's would get a wrong score.
+        assert 0 < self.answer < len(self.ids), "an answer needs tokens, and a token before it"
+
 
 @torch.no_grad()
 def score(
