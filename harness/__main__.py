@@ -53,11 +53,8 @@ def main() -> None:
     try:
         if arguments[0] not in commands:
             raise HarnessError(f"no command {arguments[0]!r}; known: sweep, plan, run, status, report, show, eval")
-        if ranks.count() > 1 and arguments[0] != "run":
-            raise HarnessError(
-                "several processes share one cell at a time: accelerate launch starts harness run (or run --multirun); "
-                f"start harness {arguments[0]} by itself"
-            )
+        if ranks.count() > 1 and arguments[0] not in ("run", "sweep", "eval"):
+            raise HarnessError(f"harness {arguments[0]} is the work of one process; start it without accelerate launch")
         ranks.join()
         code = commands[arguments[0]](arguments[1:] if arguments[0][0] != "-" else arguments)
         ranks.leave()
@@ -78,7 +75,7 @@ def sweep(arguments: list[str]) -> int:
     parsed, cells, hypothesis = _sweep_arguments("sweep", arguments)
     if parsed.cfg:
         return _print_cells(cells)
-    planned = plans.plan(cells)
+    planned = ranks.agree(lambda: plans.plan(cells))
     waiting = plans.to_run(planned)
     print(_summary(planned))
     plans.check(waiting)
@@ -87,7 +84,7 @@ def sweep(arguments: list[str]) -> int:
     failed = failures(outcomes)
     folder = Path(run.root, name)
     about = {"command": _typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
-    write_json(folder / "sweep.json", about)
+    ranks.agree(lambda: write_json(folder / "sweep.json", about))
     _draw(folder, mirror=cells[0] if outcomes else None)
     _print_failed(failed)
     return 1 if failed else 0
@@ -204,7 +201,7 @@ def evaluate(arguments: list[str]) -> int:
             cells.append(cell)
     if not cells:
         raise HarnessError(f"{parsed.runs} holds no finished cells; run a sweep first")
-    waiting = to_run(plan(cells))
+    waiting = to_run(ranks.agree(lambda: plan(cells)))
     check(waiting)
     failed = failures(run_cells(waiting, asked.run.workers, asked.run.threads))
     scored, before = len(waiting) - len(failed), len(cells) - len(waiting)
@@ -255,6 +252,8 @@ def _summary(planned: "list[Planned]") -> str:
 
 def _draw(folder: Path, mirror: "Cell | None" = None) -> None:
     """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say."""
+    if not ranks.first():
+        return
     from analysis.curves import points, telling
     from analysis.report import write_report
     from harness import board

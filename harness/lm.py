@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -16,19 +16,17 @@ from tqdm import tqdm
 
 from harness.attention import reach
 from harness.base import LoadedBase
-from harness.cell import Adapted, Message, Run
-from harness.data.chat import end_of_turn
+from harness.cell import Adapted, Run
 from harness.decoding import generate
-from harness.errors import HarnessError
+from harness.prompts import Speaks, say_once
 from harness.scoring import Continuation, score
 
 
-class Asker(HFLM):
-    """Puts the demonstrations before every question and adds no special token to what the chat template has written.
+class Asker(Speaks, HFLM):
+    """Adds no special token to what the chat template has written.
 
     With `run.eval_backend=shared` prompts that begin alike are computed once; what is asked, cut off and read from an
-    answer is lm-eval's own either way. `truncated` counts the prompts that did not fit into the model's context and
-    lost their beginning.
+    answer is lm-eval's own either way.
     """
 
     def __init__(self, base: LoadedBase, adapted: Adapted, *, chat: bool, run: Run) -> None:
@@ -40,10 +38,7 @@ class Asker(HFLM):
         )
         self.run = run
         self.shares = run.eval_backend == "shared" and self._can_share(base)
-        self.truncated = 0
-        self.end = end_of_turn(base.tokenizer)
-        self.demonstrations = adapted.demonstrations
-        self.quiet = not sys.stderr.isatty()
+        self.speak(base, adapted)
 
     def _can_share(self, base: LoadedBase) -> bool:
         if not base.attends_by_rows:
@@ -68,16 +63,12 @@ class Asker(HFLM):
         finally:
             self.shares = True
 
-    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        history = with_demonstrations(chat_history, self.demonstrations)
-        return super().apply_chat_template(history, add_generation_prompt)
-
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.quiet)
 
     def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
         lengths = [len(context) + len(answer) for _, context, answer in requests]
-        self._count(sum(n > self.max_length + 1 for n in lengths))
+        self.count(sum(n > self.max_length + 1 for n in lengths))
         if not self.shares:
             return super()._loglikelihood_tokens(requests, *arguments, **named)
         if self._too_long(min(max(lengths, default=0), self.max_length)):
@@ -99,7 +90,7 @@ class Asker(HFLM):
     ) -> Any:
         ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
         room = left_truncate_len or ids.shape[1]
-        self._count(int((mask.sum(1) > room).sum()))
+        self.count(int((mask.sum(1) > room).sum()))
         return ids[:, -room:], mask[:, -room:]
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
@@ -190,14 +181,6 @@ class Asker(HFLM):
     def _too_long(self, tokens: int) -> bool:
         return (window := reach(self.model)) is not None and tokens > window
 
-    def _count(self, truncated: int) -> None:
-        if truncated and self.demonstrations:
-            raise HarnessError(
-                f"{len(self.demonstrations)} turns of demonstrations and a question do not fit into the base's context "
-                f"of {self.max_length} tokens, and the first ones would be cut silently; choose a smaller size"
-            )
-        self.truncated += truncated
-
 
 _TOO_LONG = "prompts are longer than the model's sliding window, or than its positions keep their angles"
 
@@ -217,37 +200,3 @@ _BY_ROW = (
     transformers.EtaLogitsWarper,
     transformers.RepetitionPenaltyLogitsProcessor,
 )
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """One line on stderr, once a process."""
-    print(f"harness: {text}", file=sys.stderr)
-
-
-class Prompter:
-    """The part of `Asker` that writes prompts, for looking at one without loading a model."""
-
-    rank, world_size, tokenizer_name = 0, 1, ""
-    chat_template_args: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, tokenizer: Any, demonstrations: list[Message]) -> None:
-        self.tokenizer, self.demonstrations = tokenizer, demonstrations
-
-    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        history = with_demonstrations(chat_history, self.demonstrations)
-        return HFLM.apply_chat_template(self, history, add_generation_prompt)
-
-
-def with_demonstrations(history: list[Message], demonstrations: list[Message]) -> list[Message]:
-    """The demonstrations stand after a system turn and before everything else."""
-    opening = [m for m in history[:1] if m["role"] == "system"]
-    return opening + demonstrations + history[len(opening) :]
-
-
-def as_plain_text(demonstrations: list[Message]) -> str:
-    """Demonstrations for a task asked without a chat template: question, answer, blank line, as lm-eval's few-shot."""
-    text = ""
-    for message in demonstrations:
-        text += message["content"] + ("\n\n" if message["role"] == "assistant" else " ")
-    return text

@@ -55,12 +55,15 @@ def _state(cell: Cell, identity: dict[str, Any], wanted: dict[str, Any]) -> Plan
 
 
 def to_run(planned: list[Planned]) -> list[Cell]:
-    """The cells that are not done. Refuses if any has drifted: nothing runs beside results that mean something else."""
+    """The cells that are not done, those that failed before last, since one that fails can end several processes.
+
+    Refuses if any has drifted: nothing runs beside results that mean something else.
+    """
     drifted = [p for p in planned if p.state == DRIFTED]
     if drifted:
         more = f" (and {len(drifted) - 1} more cells)" if len(drifted) > 1 else ""
         raise HarnessError(drifted[0].why + more)
-    return [p.cell for p in planned if p.state != DONE]
+    return [p.cell for p in sorted(planned, key=lambda p: p.state == FAILED) if p.state != DONE]
 
 
 def check(cells: list[Cell]) -> None:
@@ -74,6 +77,7 @@ def check(cells: list[Cell]) -> None:
         return key not in seen and not seen.add(key)  # type: ignore[func-returns-value]
 
     for cell in cells:
+        evaluate.check_backend(cell.run)
         # A base that is made (pocket) may not exist yet; it is ours and has a template.
         if not cell.base.make and new("base", cell.base.path, cell.base.revision, cell.base.chat_template):
             bases.check_chat(cell.base)

@@ -14,6 +14,7 @@ from harness import board, evaluate, ranks, store
 from harness.cell import Cell, OnStep, fingerprint
 from harness.clock import Clock, part, running
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
+from harness.errors import HarnessError
 
 
 def subset_of(cell: Cell) -> Subset:
@@ -31,6 +32,8 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
 
     Raises HarnessError where the folder holds another experiment. What was finished before is not done again.
     """
+    if ranks.count() > 1 and cell.run.eval_backend == "vllm":
+        raise HarnessError("vLLM starts processes of its own; under accelerate launch set run.eval_backend=shared")
     if not cell.run.profile:
         return _run(cell, on_step)
     with running(Clock()) as clock, part("cell"):

@@ -48,6 +48,8 @@ def fine_tune(
     batches = _batches(len(sequences), schedule.batch_size, seed)
     losses: list[dict[str, float]] = []
     target_tokens = all_tokens = 0
+    if ranks.mine():
+        torch.manual_seed(seed + (ranks.mine() << 32))  # masks of dropout that are not the first rank's once more
     with _as_told(model, run):
         for step in range(steps):
             with part("read the batch"):

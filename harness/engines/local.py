@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -13,9 +14,10 @@ from typing import Any
 import hydra.utils
 from tqdm import tqdm
 
-from harness import store
+from harness import ranks, store
 from harness.artifact import Artifact
 from harness.cell import Cell, OnStep, fingerprint
+from harness.errors import HarnessError
 from harness.run import run
 
 _SPAWN = multiprocessing.get_context("spawn")  # not forked: torch's threads do not survive a fork
@@ -28,10 +30,15 @@ class Outcome:
 
 
 def run_cells(cells: list[Cell], workers: int, threads: int | None) -> list[Outcome]:
-    """Run all cells, whatever becomes of each; a failure is recorded in its folder and the others go on."""
+    """Run all cells, whatever becomes of each; a failure is recorded in its folder and the others go on.
+
+    Not so where several processes share each cell: one that fails leaves the others waiting, so it ends all.
+    """
     outcomes: list[Outcome] = []
     if not cells:
         return outcomes
+    if ranks.count() > 1 and workers > 1:
+        raise HarnessError("accelerate launch gives all its processes to one cell at a time; set run.workers=1")
     prepare(cells, workers)
     with tqdm(total=len(cells), unit="cell", desc="cells", dynamic_ncols=True) as bar:
         for outcome in _one_by_one(cells, threads) if workers == 1 else _side_by_side(cells, workers, threads):
@@ -118,7 +125,11 @@ def run_one(cell: Cell, on_step: OnStep | None = None) -> Outcome:
     try:
         run(cell, on_step)
     except Exception as error:  # one cell's trouble, of whatever kind, must not cost the others; it is kept and shown
-        return _failed(cell, error)
+        outcome = _failed(cell, error)
+        if ranks.count() == 1:
+            return outcome
+        ranks.complain(f"failed: {cell.folder()}: {outcome.error}; the same command goes on with the other cells")
+        sys.exit(1)
     return Outcome(cell)
 
 
