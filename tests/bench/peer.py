@@ -19,6 +19,8 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "peers"
+# No peer is to tell anyone that it ran.
+QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 class AbsentError(Exception):
@@ -54,7 +56,7 @@ class Peer:
     ) -> None:
         self._command = [str(python or sys.executable), str(SCRIPTS / script)]
         self._job = job
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, **QUIET, **(environment or {})}
         self._watch_memory = watch_memory
         self.startup = 0.0
 

@@ -1,6 +1,8 @@
 """TRL's SFTTrainer with a LoRA adapter, on the token sequences of the job."""
 
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from serve import serve
@@ -15,6 +17,7 @@ def prepare(job: dict[str, Any]) -> Any:
 
     disable_caching()
     disable_progress_bars()
+    scratch = str(Path(sys.argv[1]).parent)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     dtype = getattr(torch, job["dtype"])
 
@@ -24,7 +27,7 @@ def prepare(job: dict[str, Any]) -> Any:
         set_seed(job["seed"])
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **job["lora"]))
         config = {
-            "output_dir": job["folder"],
+            "output_dir": scratch,
             "learning_rate": job["lr"],
             "num_train_epochs": 1,
             "seed": job["seed"],
