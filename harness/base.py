@@ -87,7 +87,7 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(**_where(base))
+    tokenizer = AutoTokenizer.from_pretrained(**place_of(base))
     if base.chat_template:
         tokenizer.chat_template = base.chat_template
     if "strftime_now" in (tokenizer.chat_template or ""):
@@ -124,7 +124,7 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
             raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
         place = ranks.device() if device == "auto" else device
         with ranks.in_turn():
-            model = AutoModelForCausalLM.from_pretrained(**_where(base), dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(**place_of(base), dtype=dtype)
             if ranks.sharded():
                 ranks.shard(model, place)
             else:
@@ -136,7 +136,7 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
     return _resident[key]
 
 
-def _where(base: Base) -> dict[str, Any]:
+def place_of(base: Base) -> dict[str, Any]:
     """Arguments of `from_pretrained` that find the base."""
     if base.make:
         artifact: Artifact = hydra.utils.instantiate(base.make)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.attention import Extend, Fill, Prefix, Slots, Step, laid_out, rows_attention
+from harness.clock import part
 from harness.scoring import shared_length
 
 MOST_ROWS = 128  # more gain nothing on a CPU, and little on an accelerator
@@ -105,7 +106,7 @@ class _Batch:
         """Yield (prompt, tokens) as they end."""
         for start in range(0, self.shared, self.budget):
             end = min(start + self.budget, self.shared)
-            with laid_out(Extend(self.prefix)):
+            with part("read a shared beginning"), laid_out(Extend(self.prefix)):
                 self._forward(self.prompts[0][start:end], list(range(start, end)), [end - start - 1])
             self.prefix.length = end
         queue = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))  # taken from the end
@@ -144,7 +145,8 @@ class _Batch:
             own = [self.prompts[p][self.shared :] for p in rows]
             where = [free.pop(0) for _ in rows]
             lengths = [len(o) for o in own]
-            with laid_out(Fill(lengths, self.prefix, self.slots, torch.tensor(where, device=self.device))):
+            fill = Fill(lengths, self.prefix, self.slots, torch.tensor(where, device=self.device))
+            with part("read prompts"), laid_out(fill):
                 logits = self._forward(
                     [t for o in own for t in o],
                     [self.shared + i for n in lengths for i in range(n)],
@@ -159,7 +161,7 @@ class _Batch:
             if prompt is None:
                 self.slots.held[slot] = 0
         positions = (self.slots.held + self.shared).tolist()
-        with laid_out(Step(self.prefix, self.slots)):
+        with part("next token"), laid_out(Step(self.prefix, self.slots)):
             return self._forward(last, positions, list(range(len(last))))
 
     def _so_far(self, asked: list[int], said: dict[int, list[int]]) -> Tensor:

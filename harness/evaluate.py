@@ -7,6 +7,7 @@ through the same call. Its response cache is never used: the cache's key leaves 
 import contextlib
 import functools
 import importlib.metadata
+import importlib.util
 import logging
 import random
 import time
@@ -70,13 +71,13 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
     import numpy
     import torch
 
-    from harness.lm import Asker, as_plain_text
+    from harness.prompts import as_plain_text
 
     started = time.perf_counter()
     loaded = _load(name, task)
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(0)  # sampled generation, where a task asks for it
-    lm = Asker(base, adapted, chat=task.chat, run=run)
+    lm = _backend(base, adapted, task, run)
     plain = "" if task.chat else as_plain_text(adapted.demonstrations)
     with _opened_with(loaded, plain):
         results = lm_eval.evaluator.evaluate(
@@ -93,14 +94,35 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
         "samples": [_sample(member, s) for member, rows in results["samples"].items() for s in rows],
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
+        "backend": run.eval_backend,
         "identity": identity(name, task),
         "seconds": time.perf_counter() - started,
     }
 
 
+def check_backend(run: Run) -> None:
+    """Raise HarnessError where the backend is unknown or not installed."""
+    if run.eval_backend not in ("shared", "hf", "vllm"):
+        raise HarnessError(f"run.eval_backend={run.eval_backend!r} is unknown; use shared, hf or vllm")
+    if run.eval_backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise HarnessError("run.eval_backend=vllm needs vLLM, which is not installed here; use run.eval_backend=shared")
+
+
+def _backend(base: LoadedBase, adapted: Adapted, task: Task, run: Run) -> Any:
+    """lm-eval's interface to the model."""
+    check_backend(run)
+    if run.eval_backend == "vllm":
+        from harness.vllm import asker
+
+        return asker(base, adapted, chat=task.chat)
+    from harness.lm import Asker
+
+    return Asker(base, adapted, chat=task.chat, run=run)
+
+
 def first_prompt(tokenizer: Any, demonstrations: list[Message], name: str, task: Task) -> str:
     """The text of the first item as the model is asked it."""
-    from harness.lm import Prompter, as_plain_text
+    from harness.prompts import Prompter, as_plain_text
 
     loaded = _load(name, task)
     with _opened_with(loaded, "" if task.chat else as_plain_text(demonstrations)):

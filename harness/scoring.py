@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from harness.attention import Behind, Extend, Prefix, laid_out, rows_attention
+from harness.clock import part
 
 # What a forward pass costs beyond its tokens, in tokens: below it, sharing a prefix is not worth a pass of its own.
 PASS = 256
@@ -154,7 +155,7 @@ class _Scorer:
                 for i in range(low, high)
                 for position in range(max(self.first[i], start), min(end, len(self.ids[i])))
             ]
-            with laid_out(Extend(self.prefix)):
+            with part("read a shared beginning"), laid_out(Extend(self.prefix)):
                 self._forward(ids, range(start, end), wanted)
             self.prefix.length = end
 
@@ -186,7 +187,7 @@ class _Scorer:
             masks.append(seen)
         if not ids:
             return
-        with laid_out(Behind(lengths, self.prefix, self.device, mask=self._additive(masks))):
+        with part("score"), laid_out(Behind(lengths, self.prefix, self.device, mask=self._additive(masks))):
             self._forward(ids, positions, wanted)
 
     def _additive(self, masks: list[torch.Tensor]) -> torch.Tensor | None:

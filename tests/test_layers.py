@@ -15,7 +15,8 @@ ROWS = [
     {"harness.store", "harness.data", "harness.board", "harness.scoring"},
     {"harness.base", "harness.train", "harness.decoding", "analysis"},
     {"harness.methods"},
-    {"harness.lm", "harness.compose"},
+    {"harness.prompts", "harness.compose"},
+    {"harness.lm", "harness.vllm"},
     {"harness.evaluate"},
     {"harness.run", "harness.sweep"},
     {"harness.plan", "harness.show"},
@@ -25,7 +26,7 @@ ROWS = [
 ]
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
-    "lm_eval": {"harness.evaluate", "harness.lm"},
+    "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
     "wandb": {"harness.board"},
     "peft": {"harness.methods"},
     "matplotlib": {"analysis"},
