@@ -50,7 +50,9 @@ def base_of(model: Any, tokenizer: Any, name: str = "x") -> LoadedBase:
 
 @pytest.fixture(scope="module")
 def small(tokenizer: Any) -> LoadedBase:
-    return base_of(llama(vocab_size=len(tokenizer)), tokenizer)
+    base = base_of(llama(vocab_size=len(tokenizer)), tokenizer)
+    assert base.attends_by_rows  # or all of this would compare lm-eval with itself
+    return base
 
 
 def asker(base: LoadedBase, model: Any = None, *, chat: bool = False, **run: Any) -> Asker:
