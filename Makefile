@@ -42,5 +42,11 @@ bench: .venv/bench
 	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
+.venv-llamafactory/ready:
+	$(PYTHON) -m venv .venv-llamafactory
+	.venv-llamafactory/bin/pip install -q --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5
+	.venv-llamafactory/bin/pip uninstall -q -y torchvision torchaudio
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-llamafactory

@@ -21,6 +21,7 @@ WORKS: dict[str, Callable[[Knobs], Iterator[Row]]] = {
     "generate_vllm": asking.generate_vllm,
     "zero_shot": asking.zero_shot,
     "train": training.train,
+    "train_llamafactory": training.train_llamafactory,
     "sweep": sweeping.sweep,
     "data": preparing.data,
     "choice_cuda": functools.partial(asking.choice, place=CUDA),

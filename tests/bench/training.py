@@ -2,19 +2,21 @@
 
 import gc
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from harness.base import LoadedBase
 from harness.cell import Run
 from harness.data.subset import Example
 from harness.data.token_cache import token_sequences
-from harness.data.tokens import TokenSequences
+from harness.data.tokens import Store, TokenSequences
 from harness.methods.sft import Lora
 from harness.schedule import Schedule
 from tests.bench import models
 from tests.bench.knobs import CPU, Knobs, Place
-from tests.bench.peer import Peer, version
+from tests.bench.peer import Peer, interpreter, version
 from tests.bench.questions import sums
 from tests.bench.table import Row, in_turn, say, timed
 
@@ -39,6 +41,14 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 4,
     },
 }
+
+
+# What LLaMA-Factory could be quickest with. It keeps weights in bfloat16 only beside mixed precision.
+FACTORY: dict[str, dict[str, Any]] = {
+    "padded, 16 examples": {"bf16": True, "per_device_train_batch_size": BATCH},
+    "neatly packed to 512": {"bf16": True, "neat_packing": True, "cutoff_len": 512, "per_device_train_batch_size": 1},
+}
+SYSTEM = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
 
 
 def train(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
@@ -81,6 +91,70 @@ def train(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
         matmul_peak_gflops=round(peak / 1e9, 1),
         model_flops=formula,
     )
+
+
+def train_llamafactory(knobs: Knobs) -> Iterator[Row]:
+    """The same beside LLaMA-Factory, which also learns the line break that the template writes after each turn."""
+    python = interpreter("llamafactory")
+    work = "train bf16"
+    with_break = [[SYSTEM, *messages] for messages in sums(32 if knobs.tiny else 128)]
+    few = with_break[:32]
+
+    def peer(conversations: list[Any], **config: Any) -> Peer:
+        job = {"model": str(CPU.model()), "device": "cpu", "seed": SEED, "lr": LR, "lora": LORA, "config": config}
+        return Peer("llamafactory_train.py", {**job, "messages": in_our_order(conversations, BATCH, SEED)}, python)
+
+    say(f"{work}: LLaMA-Factory in float32, for its losses")
+    base = models.load(CPU.model(), "float32")
+    _, ours = _ours(base, _and_line_breaks(base, _sequences(base, few)))
+    with peer(few, per_device_train_batch_size=BATCH) as exact:
+        _, its = exact()
+    models.free()
+    largest = max(abs(a["loss"] - b) for a, b in zip(ours["losses"], its["losses"], strict=True))
+    say(f"{work}: float32 losses differ by {largest:.1e} at most")
+    base = models.load(CPU.model(), "bfloat16")
+    sequences = _and_line_breaks(base, _sequences(base, with_break))
+    tokens = int(sequences.lengths.sum())
+    name, config = _best_factory(work, lambda config: peer(few, **config))
+    _ours(base, _sequences(base, few[:BATCH]))  # warms up; the peer does so by itself
+    with peer(with_break, **config) as trained:
+        pair = in_turn(work, lambda: _ours(base, sequences), trained, knobs.repeats)
+    models.free()
+    yield pair.row(
+        work,
+        "LLaMA-Factory",
+        pair.peer_answers["version"],
+        largest <= NEAR,
+        rule=f"loss of every step within {NEAR} on the same batches, in float32",
+        largest_difference=largest,
+        tokens=tokens,
+        our_tokens_per_second=round(tokens / statistics.median(pair.ours), 1),
+        peer_tokens_per_second=round(tokens / statistics.median(pair.peer), 1),
+        peer_configuration=name,
+    )
+
+
+def _best_factory(work: str, peer: Callable[[dict[str, Any]], Peer]) -> tuple[str, dict[str, Any]]:
+    seconds = {}
+    for name, config in FACTORY.items():
+        with peer(config) as tried:
+            seconds[name], _ = tried()
+        say(f"{work}: LLaMA-Factory, {name}: {seconds[name]:.1f} s")
+    best = min(seconds, key=seconds.__getitem__)
+    return best, FACTORY[best]
+
+
+def _and_line_breaks(base: LoadedBase, sequences: TokenSequences) -> TokenSequences:
+    """The sequences with the template's line break after the last turn, learned."""
+    (line_break,) = base.tokenizer("\n")["input_ids"]
+    longer = [([*s.ids, line_break], [*s.learned, True]) for s in sequences]
+    store = Store(
+        ids=np.concatenate([ids for ids, _ in longer]),
+        learned=np.concatenate([learned for _, learned in longer]),
+        bounds=np.cumsum([0, *(len(ids) for ids, _ in longer)]),
+        target=np.array([learned.index(True) for _, learned in longer]),
+    )
+    return TokenSequences([store], np.zeros(len(longer), np.int64), np.arange(len(longer)), 2048)
 
 
 def _losses(dtype: str, place: Place, examples: int) -> tuple[float, int]:

@@ -4,6 +4,7 @@ import importlib.machinery
 import importlib.metadata
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def prepare(job: dict[str, Any]) -> Any:
     sys.modules["torchaudio"] = sounds
     from llamafactory.train.tuner import run_exp
 
-    folder = Path(job["folder"])
+    folder = Path(sys.argv[1]).parent
     names = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     description = {
         "formatting": "sharegpt",
@@ -32,6 +33,7 @@ def prepare(job: dict[str, Any]) -> Any:
     (folder / "dataset_info.json").write_text(json.dumps(about))
 
     def train(name: str) -> dict[str, Any]:
+        out = Path(tempfile.mkdtemp(dir=folder))
         run_exp(
             {
                 "stage": "sft",
@@ -45,7 +47,7 @@ def prepare(job: dict[str, Any]) -> Any:
                 "dataset_dir": str(folder),
                 "template": "smollm2",
                 "cutoff_len": 1024,
-                "output_dir": str(folder / f"{name}-out"),
+                "output_dir": str(out),
                 "learning_rate": job["lr"],
                 "num_train_epochs": 1,
                 "lr_scheduler_type": "constant",
@@ -64,7 +66,6 @@ def prepare(job: dict[str, Any]) -> Any:
                 **job["config"],
             }
         )
-        out = folder / f"{name}-out"
         logs = json.loads((out / "trainer_state.json").read_text())["log_history"]
         return {
             "seconds": json.loads((out / "all_results.json").read_text())["train_runtime"],
