@@ -103,6 +103,7 @@ class Run:
     threads: int | None = None  # CPU threads of each worker; None: torch's choice
     tokens_per_pass: int = 1024  # laid end to end in one forward pass, of training and of evaluation
     checkpoint_activations: bool = False  # training: recompute activations instead of keeping them; slower, smaller
+    compile: bool = False  # training: torch.compile; a minute or two at first, a tenth or more off every step after
     eval_backend: str = "shared"  # prompts that begin alike computed once | hf, vllm: lm-eval's own
     kv_cache_gib: float = 4.0  # of the shared backend, for the keys and values of answers in progress
     profile: bool = False  # tell where the time of a cell went, and keep it beside the record as profile.json

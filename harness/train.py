@@ -90,21 +90,22 @@ def fine_tune(
 
 @contextmanager
 def _as_told(model: Any, run: Run) -> Iterator[None]:
-    """Recompute activations instead of keeping them, if told to; the model leaves as it came."""
-    if not run.checkpoint_activations:
-        yield
-        return
+    """Recompute activations instead of keeping them, compile the layers, if told to; the model leaves as it came."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
-        raise HarnessError("this model cannot recompute activations; set run.checkpoint_activations=false")
-    for layer in layers:  # transformers' own switch, which would also leave hooks on the embeddings
+    if not layers and (run.checkpoint_activations or run.compile):
+        raise HarnessError("this model's layers are not known; set run.checkpoint_activations=false run.compile=false")
+    for layer in layers if run.checkpoint_activations else []:
+        # transformers' own switch would also leave hooks on the embeddings
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    for layer in layers if run.compile else []:  # one by one: they share their code, so it is compiled once
+        layer.compile(dynamic=True)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.gradient_checkpointing, layer._gradient_checkpointing_func
+            for name in ("gradient_checkpointing", "_gradient_checkpointing_func", "_compiled_call_impl"):
+                vars(layer).pop(name, None)
 
 
 def _batches(examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ ROWS = [
     {"harness.artifact", "harness.schedule", "harness.attention", "harness.ranks"},
     {"harness.cell", "harness.pocket"},
     {"harness.store", "harness.data", "harness.board", "harness.scoring"},
-    {"harness.base", "harness.train", "harness.decoding", "analysis"},
+    {"harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
     {"harness.methods"},
     {"harness.prompts", "harness.compose"},
     {"harness.lm", "harness.vllm"},
@@ -28,7 +28,7 @@ ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
     "wandb": {"harness.board"},
-    "peft": {"harness.methods"},
+    "peft": {"harness.methods", "harness.lowrank"},
     "matplotlib": {"analysis"},
     "reasoning_gym": {"harness.data"},
     "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}

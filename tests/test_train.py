@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from torch._dynamo.utils import counters
 
 from harness.attention import fits, reach
 from harness.base import LoadedBase
@@ -216,6 +218,21 @@ def test_recomputed_activations_give_the_same_gradients_and_leave_no_trace(model
     for name, p in model.named_parameters():
         assert torch.equal(p.grad, kept[name]), name
     assert not layer.gradient_checkpointing
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == before
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_give_the_same_gradients_and_leave_no_trace(model: Any) -> None:
+    batch = sequences(model.config.vocab_size)
+    _, plain = grads_after_one_step(model.train(), batch, 40)
+    before = {name: set(vars(m)) for name, m in model.named_modules()}
+    schedule = Schedule(lr=0.0, epochs=1, batch_size=len(batch), max_grad_norm=1e9, warmup=0)
+    counters.clear()
+    run = Run(tokens_per_pass=40, compile=True)
+    fine_tune(model, table(batch), schedule, seed=0, run=run, on_step=lambda *_: None)
+    assert counters["stats"]["calls_captured"] > 0
+    for name, p in model.named_parameters():
+        assert torch.allclose(p.grad, plain[name], atol=1e-5, rtol=1e-4), name
     assert {name: set(vars(m)) for name, m in model.named_modules()} == before
 
 

@@ -63,8 +63,10 @@ class Sft(Method, Schedule):
 
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
-        from peft import get_peft_model, set_peft_model_state_dict
+        from peft import set_peft_model_state_dict
         from transformers import set_seed
+
+        from harness.lowrank import attach
 
         copies = self.lora.init not in ("default", "gaussian", "orthogonal")
         if self.lora.modules_to_save and base.config.dtype != "float32":
@@ -83,7 +85,7 @@ class Sft(Method, Schedule):
                     warnings.filterwarnings(
                         "ignore", message="`is_gradient_checkpointing`"
                     )  # peft's, of transformers 5
-                    model = get_peft_model(base.model, self.lora.to_peft())
+                    model = attach(base.model, self.lora.to_peft())
             except ValueError as error:
                 raise HarnessError(f"method.lora does not fit the base {base.config.name!r}: {error}") from error
             self._check_targets(model)

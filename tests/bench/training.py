@@ -214,13 +214,13 @@ def _best_configuration(work: str, job: dict[str, Any]) -> str:
 
 def _ours(base: LoadedBase, sequences: TokenSequences) -> tuple[float, dict[str, Any]]:
     """One epoch of a fresh adapter, which is then taken off again."""
-    from peft import get_peft_model
     from transformers import set_seed
 
+    from harness.lowrank import attach
     from harness.train import fine_tune
 
     set_seed(SEED)
-    model = get_peft_model(base.model, Lora(rank=LORA["r"], alpha=LORA["lora_alpha"]).to_peft()).train()
+    model = attach(base.model, Lora(rank=LORA["r"], alpha=LORA["lora_alpha"]).to_peft()).train()
     schedule = Schedule(lr=LR, epochs=1, batch_size=BATCH, warmup=0.0, decay="constant")
     gc.collect()
     try:
