@@ -5,13 +5,15 @@ lm-eval's hf backend tokenises, cuts and reads answers; computing them is done h
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 
 from harness.attention import reach
@@ -20,6 +22,9 @@ from harness.cell import Adapted, Run
 from harness.decoding import generate
 from harness.prompts import Speaks, say_once
 from harness.scoring import Continuation, score
+
+Pair = tuple[list[int], list[int]]  # ids of a context and of an answer to it
+AT_ONCE = 1024  # requests whose texts are tokenised together
 
 
 class Asker(Speaks, HFLM):
@@ -37,6 +42,8 @@ class Asker(Speaks, HFLM):
             add_bos_token=False if chat else None,  # None: as the tokenizer does by itself
         )
         self.run = run
+        self._known: dict[str, list[int]] = {}
+        self._pairs: dict[tuple[str, str], Pair] = {}
         self.shares = run.eval_backend == "shared" and self._can_share(base)
         self.speak(base, adapted)
 
@@ -64,7 +71,44 @@ class Asker(Speaks, HFLM):
             self.shares = True
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.quiet)
+        self._pairs = dict(self._encode_pairs(dict.fromkeys(r.args for r in requests if r.args[0])))
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.quiet)
+        finally:
+            self._pairs = {}
+
+    def _encode_pairs(self, asked: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], Pair]]:
+        """lm-eval's `_encode_pair` of each (context, answer), which tokenises a context again for each of its answers.
+
+        Here one call, which uses all cores, tokenises the texts of many questions, each once.
+        """
+        waiting = iter(asked)
+        while block := list(islice(waiting, AT_ONCE)):
+            self._known = self._encode_all({text for c, a in block for text in (c + a, c.rstrip())})
+            yield from ((pair, super(Asker, self)._encode_pair(*pair)) for pair in block)
+        self._known = {}
+
+    def _encode_all(self, texts: set[str]) -> dict[str, list[int]]:
+        """`tok_encode` of many texts; of none for a tokenizer that tells them apart in a way we do not know."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        found: dict[str, list[int]] = {}
+        for begun in (False, True):
+            some = [text for text in texts if has_bos_prefix(text, bos) == begun]
+            special = False if begun else self.add_bos_token
+            given = {} if special is None else {"add_special_tokens": special}
+            if some:
+                first = super().tok_encode(some[0])  # also undoes the padding that an earlier call has asked for
+                ids = self.tokenizer(some, **given)["input_ids"]
+                found |= zip(some, ids, strict=True) if ids[0] == first else ()
+        return found
+
+    def _encode_pair(self, context: str, continuation: str) -> Pair:
+        return self._pairs.get((context, continuation)) or super()._encode_pair(context, continuation)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, *others: Any, **named: Any) -> list[int]:
+        if add_special_tokens is None and not others and not named and string in self._known:
+            return self._known[string]
+        return super().tok_encode(string, add_special_tokens, *others, **named)
 
     def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
         lengths = [len(context) + len(answer) for _, context, answer in requests]

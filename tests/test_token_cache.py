@@ -1,6 +1,7 @@
 """Tokens of whole datasets: token for token those of one row by itself, made once, and read from disk."""
 
 import functools
+import pickle
 import random
 import subprocess
 import sys
@@ -307,17 +308,30 @@ def test_rows_are_read_no_further_than_they_are_needed(tokenizer: Any, monkeypat
     """So that a million of them are never in memory."""
     monkeypatch.setattr(token_cache, "CHUNK", 100)
     messages = [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "y" * 40}]
-    taken = 0
+    read: list[int] = []
 
-    def rows() -> Any:
-        nonlocal taken
-        for taken in range(1, 1001):  # noqa: B007
-            yield messages
+    class Noted:
+        def messages(self, row: int) -> list[dict[str, str]]:
+            read.append(row)
+            return messages
 
-    blocks = token_cache._blocks(tokenizer, rows(), 1000)
+        def characters(self, row: int) -> int:
+            return 100
+
+    blocks = token_cache._blocks(tokenizer, Noted(), range(1000))
     next(blocks)
-    assert taken <= 4
+    assert len(read) <= 4
     assert sum(len(block.lengths) for block in blocks) == 999
+    assert sorted(read) == list(range(1000))
+
+
+def test_another_process_maps_the_same_table(mixture: Data) -> None:
+    table = next(iter(load_dataset(mixture).tables.values()))
+    sent = pickle.dumps(table)
+    assert len(sent) < 1000
+    other = pickle.loads(sent)
+    assert other.content == table.content
+    assert [other.messages(i) for i in range(len(other))] == [table.messages(i) for i in range(len(table))]
 
 
 BUILD = """

@@ -30,6 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Table:
+    folder: Path
     content: str  # sha256 over all rows, in order
     ids: Array  # (rows, 32) bytes
     turns: Array  # bytes: one line of JSON a row
@@ -37,6 +38,13 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.folder,)  # another process maps the same files
+
+    def characters(self, row: int) -> int:
+        """About how long a row is."""
+        return int(self.ends[row] - (self.ends[row - 1] if row else 0))
 
     def id(self, row: int) -> str:
         return str(self.ids[row].tobytes().hex())
@@ -54,8 +62,12 @@ def open_table(what: Any, form: Form, rows: Iterable[tuple[str, Row]], name: str
     """
     made_by = [code_hash(forms, readers), FORMAT, importlib.metadata.version("jinja2")]
     key = fingerprint([what, dataclasses.asdict(form), made_by])
-    folder = build_once(cache_dir() / "rows" / key[:32], lambda scratch: _write(scratch, form, rows, name))
+    return _opened(build_once(cache_dir() / "rows" / key[:32], lambda scratch: _write(scratch, form, rows, name)))
+
+
+def _opened(folder: Path) -> Table:
     return Table(
+        folder=folder,
         content=checksums(folder)["ids.npy"],
         ids=mapped(folder / "ids.npy"),
         turns=np.asarray(np.memmap(folder / "turns.jsonl", mode="r")),

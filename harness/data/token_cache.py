@@ -3,17 +3,18 @@
 Every size and seed reads from the same tokens, and so does every `max_length`, which only cuts what is read.
 """
 
+import gc
 import importlib.metadata
 import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -33,6 +34,26 @@ FEW = 0.05  # of a table's rows: so few are tokenised by themselves while the ta
 CHUNK = 2**20  # characters that are tokenised together
 MANY = 50_000  # rows that are worth the start of several processes, a few seconds
 PROCESSES = 6  # at most; each takes about 0.15 GiB
+
+
+class Dialogues(Protocol):
+    """What is tokenised, e.g. a `Table`. Workers that are processes get it pickled."""
+
+    def messages(self, row: int) -> list[Message]: ...
+
+    def characters(self, row: int) -> int:
+        """About how long a row is."""
+
+
+class _Examples:
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def messages(self, row: int) -> list[Message]:
+        return list(self._examples[row].messages)
+
+    def characters(self, row: int) -> int:
+        return sum(len(message["content"]) for message in self._examples[row].messages)
 
 
 def token_sequences(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenSequences:
@@ -56,10 +77,10 @@ def token_sequences(tokenizer: Any, examples: Sequence[Example], max_length: int
         if (kept := _kept(tokenizer, table)) and (kept.exists() or len(mine) > FEW * len(table)):
             stores.append(_open(kept, tokenizer, table))
         else:
-            stores.append(_in_memory(tokenizer, (table.messages(row) for row in place[mine].tolist()), len(mine)))
+            stores.append(_in_memory(tokenizer, table, place[mine].tolist()))
             place[mine] = np.arange(len(mine))
     if not tables:
-        stores = [_in_memory(tokenizer, (list(e.messages) for e in examples), len(examples))]
+        stores = [_in_memory(tokenizer, _Examples(examples), range(len(examples)))]
     for of, where in zip(store.tolist(), place.tolist(), strict=True) if any(s.refused for s in stores) else ():
         if where in stores[of].refused:
             raise HarnessError(stores[of].refused[where])
@@ -100,7 +121,7 @@ def _write(folder: Path, tokenizer: Any, table: Table) -> None:
     refused: dict[str, list[int]] = {}
     rows = 0
     with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
-        for block in _blocks(tokenizer, map(table.messages, range(len(table))), len(table)):
+        for block in _blocks(tokenizer, table, range(len(table))):
             ids.write(block.ids.astype(np.uint16 if small else np.uint32).data)
             learned.write(block.learned.data)
             lengths.append(block.lengths)
@@ -120,13 +141,13 @@ def _write(folder: Path, tokenizer: Any, table: Table) -> None:
     (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _in_memory(tokenizer: Any, dialogues: Iterable[list[Message]], count: int) -> Store:
-    blocks = list(_blocks(tokenizer, dialogues, count)) or [_block([])]
+def _in_memory(tokenizer: Any, dialogues: Dialogues, rows: Sequence[int]) -> Store:
+    blocks = list(_blocks(tokenizer, dialogues, rows)) or [_block([])]
     refused: dict[int, str] = {}
-    rows = 0
+    count = 0
     for block in blocks:
-        refused |= {rows + row: why for row, why in block.refused.items()}
-        rows += len(block.lengths)
+        refused |= {count + row: why for row, why in block.refused.items()}
+        count += len(block.lengths)
     return Store(
         ids=np.concatenate([block.ids for block in blocks]),
         learned=np.concatenate([block.learned for block in blocks]),
@@ -146,21 +167,21 @@ class Block(NamedTuple):
     refused: dict[int, str]
 
 
-def _blocks(tokenizer: Any, dialogues: Iterable[list[Message]], count: int) -> Iterator[Block]:
-    """The dialogues' tokens, in order, a chunk at a time; read and made no further ahead than the workers need.
+def _blocks(tokenizer: Any, dialogues: Dialogues, rows: Sequence[int]) -> Iterator[Block]:
+    """The tokens of these rows, in order, a chunk at a time; made no further ahead than the workers need.
 
-    Many are tokenised by processes, since most of the time goes into templates, which are Python. Few by two threads:
-    one renders while the tokenizer, in threads of its own, encodes for the other.
+    Many are tokenised by processes, since most of the time goes into templates, which are Python; each reads the rows
+    by itself. Few by two threads: one renders while the tokenizer, in threads of its own, encodes for the other.
     """
-    workers = min(PROCESSES, os.cpu_count() or 1) if count >= MANY else 1
+    workers = min(PROCESSES, os.cpu_count() or 1) if len(rows) >= MANY else 1
     pool: Executor
     if workers > 1:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_process, (tokenizer,))
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_process, (tokenizer, dialogues))
     else:
-        pool = ThreadPoolExecutor(2, initializer=_begin, initargs=(tokenizer,))
-    with pool, tqdm(total=count, desc="tokenising", unit="row", delay=2, disable=None, dynamic_ncols=True) as bar:
+        pool = ThreadPoolExecutor(2, initializer=_begin, initargs=(tokenizer, dialogues))
+    with pool, tqdm(total=len(rows), desc="tokenising", unit="row", delay=2, disable=None, dynamic_ncols=True) as bar:
         waiting: deque[Future[Block]] = deque()
-        chunks = _chunks(dialogues)
+        chunks = _chunks(dialogues, rows)
         while True:
             while len(waiting) < workers + 2 and (chunk := next(chunks, None)):
                 waiting.append(pool.submit(_work, chunk))
@@ -171,33 +192,37 @@ def _blocks(tokenizer: Any, dialogues: Iterable[list[Message]], count: int) -> I
             yield block
 
 
-_mine = threading.local()  # the tokenizer of a worker
+_mine = threading.local()  # what a worker has: the tokenizer, the dialogues
 
 
-def _begin(tokenizer: Any) -> None:
-    _mine.tokenizer = tokenizer
+def _begin(tokenizer: Any, dialogues: Dialogues) -> None:
+    _mine.tokenizer, _mine.dialogues = tokenizer, dialogues
 
 
-def _begin_process(tokenizer: Any) -> None:
+def _begin_process(tokenizer: Any, dialogues: Dialogues) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are all the parallelism there is to have
-    _begin(tokenizer)
+    _begin(tokenizer, dialogues)
+    # Looking for cycles again and again among a chunk's texts takes a third of the time; once after it is enough.
+    gc.disable()
+    gc.freeze()
 
 
-def _work(chunk: list[list[Message]]) -> Block:
-    return _block(_each(_mine.tokenizer, chunk))
+def _work(rows: Sequence[int]) -> Block:
+    block = _block(_each(_mine.tokenizer, [_mine.dialogues.messages(row) for row in rows]))
+    if not gc.isenabled():
+        gc.collect()
+    return block
 
 
-def _chunks(dialogues: Iterable[list[Message]]) -> Iterator[list[list[Message]]]:
-    chunk: list[list[Message]] = []
-    size = 0
-    for messages in dialogues:
-        chunk.append(messages)
-        size += sum(len(m["content"]) for m in messages)
+def _chunks(dialogues: Dialogues, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    start = size = 0
+    for end, row in enumerate(rows, 1):
+        size += dialogues.characters(row)
         if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+            yield rows[start:end]
+            start, size = end, 0
+    if start < len(rows):
+        yield rows[start:]
 
 
 def _each(tokenizer: Any, dialogues: list[list[Message]]) -> list[Dialogue | HarnessError]:

@@ -220,7 +220,12 @@ def _same_texts(pair: Pair, asked: list[Problem], dtype: str) -> Verdict:
 
 
 def _within_error(one: float, other: float, items: int) -> bool:
-    return abs(one - other) <= math.sqrt((one * (1 - one) + other * (1 - other)) / items)
+    """Whether two shares of `items` differ by no more than the standard error of their difference.
+
+    By Agresti and Caffo (2000), with a right and a wrong answer added to each, as the plain one is 0 at a share of 0.
+    """
+    shares = [(share * items + 1) / (items + 2) for share in (one, other)]
+    return abs(one - other) <= math.sqrt(sum(s * (1 - s) for s in shares) / (items + 2))
 
 
 def _short(dtype: str) -> str:
