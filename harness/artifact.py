@@ -53,18 +53,26 @@ def remembered_hash(file: Path) -> str:
     stat = file.stat()
     if stat.st_size < SMALL:
         return sha256_file(file)
-    times = [stat.st_mtime_ns, stat.st_ctime_ns]
-    key = json.dumps([str(file.absolute()), stat.st_size, stat.st_ino, *times])
-    note = cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    note = _note(file)
     if note.exists():
         return note.read_text()
     digest = sha256_file(file)
-    if time.time_ns() - max(times) > 2 * 10**9:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        scratch = note.with_suffix(f".{os.getpid()}")
-        scratch.write_text(digest)
-        scratch.rename(note)
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2 * 10**9:
+        _remember(note, digest)
     return digest
+
+
+def _note(file: Path) -> Path:
+    stat = file.stat()
+    key = json.dumps([str(file.absolute()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns])
+    return cache_dir() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _remember(note: Path, digest: str) -> None:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    scratch = note.with_suffix(f".{os.getpid()}")
+    scratch.write_text(digest)
+    scratch.rename(note)
 
 
 def code_hash(*modules: ModuleType) -> str:
@@ -85,16 +93,26 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:
                 build(scratch)
-                lines = [f"{sha256_file(f)}  {f.relative_to(scratch)}\n" for f in _files(scratch)]
-                (scratch / CHECKSUMS).write_text("".join(lines))
+                digests = {str(f.relative_to(scratch)): _on_disk(f) for f in _files(scratch)}
+                (scratch / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
                 scratch.chmod(0o755)
                 scratch.rename(folder)
+                for name, digest in digests.items():  # else the next process would read all of it again
+                    if (folder / name).stat().st_size >= SMALL:
+                        _remember(_note(folder / name), digest)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     for name, digest in checksums(folder).items():
         if not (folder / name).is_file() or remembered_hash(folder / name) != digest:
             raise HarnessError(f"{folder / name} does not match its checksum; delete {folder} to build it again")
     return folder
+
+
+def _on_disk(file: Path) -> str:
+    """Sha256 of a file, which is on disk by then: what is remembered of it must still hold after a power cut."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    return sha256_file(file)
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Computing what prompts share once changes no number: against lm-eval's own hf backend, and one sequence at a time."""
 
 import copy
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -204,6 +205,23 @@ def test_a_beginning_of_text_is_written_once(small: LoadedBase, given: str) -> N
     assert seen == [len(small.tokenizer("one two")["input_ids"])]
     assert ours[0] == pytest.approx(stock(small).loglikelihood(scored, disable_tqdm=True)[0][0], abs=1e-4)
     assert asker(small).generate_until(asked) == stock(small).generate_until(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("bos", [None, False, True])
+def test_texts_encoded_together_are_those_lm_eval_encodes_one_by_one(
+    small: LoadedBase, bos: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.lm.AT_ONCE", 7)
+    plain = [(context, answer) for context, answer in questions() if context]
+    asked = [*plain, *((f"<|bos|>{c}", a) for c, a in plain), ("one \n ", "two"), ("\n", " red"), ("one", "<|bos|>")]
+    ours, theirs = asker(small), stock(small)
+    ours.add_bos_token = theirs.add_bos_token = bos
+    expected = {pair: theirs._encode_pair(*pair) for pair in asked}
+    calls, encode = [], small.tokenizer.encode
+    monkeypatch.setattr(small.tokenizer, "encode", lambda *a, **n: calls.append(a) or encode(*a, **n))
+    assert dict(ours._encode_pairs(asked)) == expected
+    assert len(calls) <= 2 * math.ceil(len(asked) / 7)
+    assert not ours._known
 
 
 @pytest.mark.parametrize(("context", "answer"), [(" ", "one"), ("one", ""), ("one", " red" * 200)])

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.artifact import cache_dir
+from harness import artifact
+from harness.artifact import build_once, cache_dir
 from harness.cell import Data, Message, Source
 from harness.data import token_cache
 from harness.data.chat import Tokens, encode, end_of_turn, render, tokenize
@@ -272,8 +273,10 @@ def test_another_tokenizer_or_template_has_tokens_of_its_own(make_data: Make) ->
     assert len(seen) >= 4  # of make_tokenizer() there may be one from before
 
 
-def test_damaged_tokens_are_refused(make_data: Make) -> None:
-    tokenizer = make_tokenizer(chat_template=CHATML.replace("\n", "\n\n"))
+@pytest.mark.parametrize("small", [0, artifact.SMALL], ids=["remembered", "read again"])
+def test_damaged_tokens_are_refused(small: int, make_data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "SMALL", small)
+    tokenizer = make_tokenizer(chat_template=CHATML.replace("\n", "\n" * (2 + (small == 0))))
     subset = load_dataset(make_data()).subset(32, 0)
     before = folders()
     token_sequences(tokenizer, subset, 99)
@@ -284,6 +287,20 @@ def test_damaged_tokens_are_refused(make_data: Make) -> None:
     ids.tofile(file)
     with pytest.raises(HarnessError, match=r"ids\.bin does not match its checksum; delete .* to build it again"):
         token_sequences(tokenizer, subset, 99)
+
+
+def test_what_was_built_is_not_read_whole_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "SMALL", 4)
+    read: list[str] = []
+    whole = artifact.sha256_file
+    monkeypatch.setattr(artifact, "sha256_file", lambda file: read.append(file.name) or whole(file))
+    folder = build_once(tmp_path / "made", lambda scratch: [(scratch / n).write_text(n) for n in ("large", "few")])
+    assert sorted(read) == ["few", "few", "large"]
+    build_once(folder, lambda _: None)
+    assert read[3:] == ["few"]
+    (folder / "large").write_text("other")
+    with pytest.raises(HarnessError, match="does not match its checksum"):
+        build_once(folder, lambda _: None)
 
 
 @pytest.mark.parametrize("few", [0.0, 1.0], ids=["kept", "in memory"])
