@@ -90,7 +90,10 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_peft() -> None:
 
 def test_a_frozen_input_gets_no_gradient_and_nothing_is_kept_without_gradients() -> None:
     _, ours = pair()
-    ours(torch.randn(3, 24)).sum().backward()
+    x = torch.randn(3, 24)
+    ours(x).sum().backward()
+    assert x.grad is None
+    assert sum(p.grad is not None for p in ours.parameters()) == 4
     with torch.no_grad():
         assert not ours(torch.randn(3, 24)).requires_grad
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch._dynamo.utils import counters
 
+from harness import attention
 from harness.attention import fits, reach
 from harness.base import LoadedBase
 from harness.cell import Run
@@ -219,6 +220,28 @@ def test_recomputed_activations_give_the_same_gradients_and_leave_no_trace(model
         assert torch.equal(p.grad, kept[name]), name
     assert not layer.gradient_checkpointing
     assert {name: set(vars(m)) for name, m in model.named_modules()} == before
+
+
+def test_long_rows_take_the_kernel_to_the_same_gradients(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = sequences(model.config.vocab_size)
+    _, by_formula = grads_after_one_step(model, batch, 10_000)
+    monkeypatch.setattr(attention, "SHORT", 0)
+    monkeypatch.setattr(attention, "_by_formula", None)
+    _, by_kernel = grads_after_one_step(model, batch, 10_000)
+    for name, gradient in by_formula.items():
+        assert torch.allclose(by_kernel[name], gradient, atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("short", [0, 512], ids=["kernel", "formula"])
+def test_queries_of_another_type_than_the_values_are_attended(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast a model's norms may leave queries and keys in float32 beside values in bfloat16."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    query, key, value = torch.randn(3, 1, 2, 9, 8).unbind()
+    how = {"scale": 0.3, "softcap": None, "dropout": 0.0}
+    exact = attention.Packed([4, 5], query.device).attend(0, query, key, value, **how)
+    found = attention.Packed([4, 5], query.device).attend(0, query, key, value.bfloat16(), **how)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), exact, atol=0.03)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
