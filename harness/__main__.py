@@ -57,7 +57,7 @@ def main() -> None:
             raise HarnessError(f"harness {arguments[0]} is the work of one process; start it without accelerate launch")
         ranks.join()
         code = commands[arguments[0]](arguments[1:] if arguments[0][0] != "-" else arguments)
-        ranks.leave()
+        ranks.leave(code or 0)
         sys.exit(code)
     except HarnessError as error:
         ranks.complain(str(error))

@@ -4,6 +4,7 @@ Every process (a *rank*) walks through the same program; the first one decides, 
 share of a batch, or, sharded (FSDP), also holds only its part of the base. In a single process all here does nothing.
 """
 
+import atexit
 import functools
 import hashlib
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A rank may wait for another one that downloads or writes. It need not wait for one that failed: the launcher ends all.
 PATIENCE = timedelta(hours=12)
+_left: list[int] = []  # the exit status, once this rank has left
 
 
 def count() -> int:
@@ -48,6 +50,7 @@ def join() -> None:
     """Find the other ranks. From here on only the first one prints and draws progress bars."""
     if count() == 1:
         return
+    atexit.register(_end)  # what is registered first is called last
     if not first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which torch does
@@ -97,14 +100,23 @@ def settle() -> None:
         torch.distributed.all_gather_object([None] * count(), None)
 
 
-def leave() -> None:
-    """Part from the other ranks at the end of the program, when all have come there."""
+def leave(code: int) -> None:
+    """Part from the other ranks, when all have come here; the program ends next, with the exit status `code`."""
     if join.cache_info().currsize and count() > 1:
-        import torch.distributed
-
         settle()
-        torch.distributed.destroy_process_group()
-        join.cache_clear()
+        _left.append(code)
+
+
+def _end() -> None:
+    """End the process without taking Python down, after everybody else's last words (W&B's among them).
+
+    A thread of the group that is still at work then, and torch's caches keep groups alive, ends the process with
+    SIGABRT, now and then: https://github.com/pytorch/pytorch/issues/190489.
+    """
+    if _left:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_left[0])
 
 
 def complain(text: str) -> None:

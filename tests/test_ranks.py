@@ -20,6 +20,7 @@ from harness.methods.sft import WEIGHTS
 from harness.run import run
 from harness.sweep import sweep_cells
 from harness.train import _own_passes
+from tests.test_board import read_run
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
 
 # Sums in another order: float32 rounding, which Adam's division by the gradient's own size lets grow a little.
@@ -78,9 +79,14 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
+def files(folder: Path) -> set[Path]:
+    found = {p.relative_to(folder) for p in folder.rglob("*")}
+    return {p for p in found if "wandb" not in p.parts}
+
+
 def assert_same(alone: Path, together: Path) -> None:
     """Two folders of one cell, by one process and by two."""
-    assert sorted(p.name for p in together.rglob("*")) == sorted(p.name for p in alone.rglob("*"))
+    assert files(together) == files(alone)
     one, two = read(alone, store.RECORD), read(together, store.RECORD)
     assert (one["processes"], two["processes"]) == (1, 2)
     for field in ("fingerprint", "identity", "manifest"):
@@ -108,12 +114,14 @@ def test_two_processes_leave_what_one_leaves(
     tmp_path: Path,
 ) -> None:
     alone = run(compose_cell([*CELL, f"run.root={tmp_path / 'alone'}"], config_dir))
-    done = launch(DATA_PARALLEL, "-m", "harness", "run", *CELL, "run.root=together")
+    done = launch(DATA_PARALLEL, "-m", "harness", "run", *CELL, "wandb.mode=offline", "run.root=together")
     assert done.returncode == 0, done.stderr
     assert read(alone, store.RECORD)["training"]["steps"] == 6
     together = Path("together", alone.relative_to(tmp_path / "alone"))
     assert done.stdout.splitlines() == [str(together)]  # one of them speaks
     assert_same(alone, tmp_path / together)
+    (mirror,) = tmp_path.glob("together/**/*.wandb")
+    assert read_run(mirror)["exit"] == 0  # nobody left before the last upload
 
 
 @pytest.mark.slow

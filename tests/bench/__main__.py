@@ -23,6 +23,7 @@ WORKS: dict[str, Callable[[Knobs], Iterator[Row]]] = {
     "train": training.train,
     "train_llamafactory": training.train_llamafactory,
     "sweep": sweeping.sweep,
+    "sweep_drawn": sweeping.sweep_drawn,
     "data": preparing.data,
     "choice_cuda": functools.partial(asking.choice, place=CUDA),
     "generate_cuda": functools.partial(asking.generate, place=CUDA),

@@ -21,18 +21,28 @@ from tests.bench.peer import ROOT, SCRIPTS, version
 from tests.bench.table import Row, in_turn, say, timed
 from tests.bench.training import in_our_order
 
-SWEEP = Path(__file__).parent / "sweep_cells.yaml"
+HERE = Path(__file__).parent
 TASK, HEADLINE, LIMIT = "chain_sum", "flexible-extract", 100
 Scores = dict[str, tuple[float, float]]  # by cell, "16-0" or "base": score and standard error
 
 
 def sweep(knobs: Knobs) -> Iterator[Row]:
+    """The same five examples before every question."""
+    yield _sweep("sweep", HERE / "sweep_cells.yaml", knobs)
+
+
+def sweep_drawn(knobs: Knobs) -> Iterator[Row]:
+    """More to train on, and other examples before each question, so that there is nothing to share."""
+    yield _sweep("sweep_drawn", HERE / "sweep_drawn_cells.yaml", knobs)
+
+
+def _sweep(work: str, definition: Path, knobs: Knobs) -> Row:
     """All eleven cells on both sides, once: no start-up or loading is left out."""
     trl, lm_eval = version("trl"), version("lm_eval")
     limit = 4 if knobs.tiny else LIMIT
     overrides = [f"evals.{TASK}.limit={limit}", *(["size=4", "seed=0"] if knobs.tiny else [])]
     os.environ["BENCH_MODEL"] = str(models.smollm())
-    _, cells = sweep_cells(str(SWEEP), overrides)
+    _, cells = sweep_cells(str(definition), overrides)
     trained = [cell for cell in cells if cell.size]
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as scratch:
         folder = Path(scratch)
@@ -40,12 +50,13 @@ def sweep(knobs: Knobs) -> Iterator[Row]:
         # Nothing that an earlier run has left behind helps either side.
         fresh = {**os.environ, "HARNESS_CACHE": f"{scratch}/cache", "HF_DATASETS_CACHE": f"{scratch}/datasets"}
         runs = folder / "runs"
-        our_command = [sys.executable, "-m", "harness", "sweep", str(SWEEP), f"run.root={runs}", *overrides]
+        our_command = [sys.executable, "-m", "harness", "sweep", str(definition), f"run.root={runs}", *overrides]
         loop = [f"{cell.size}:{cell.seed}" for cell in trained]
-        peer_command = [str(SCRIPTS / "sweep.sh"), str(models.smollm()), scratch, sys.executable, str(limit), *loop]
-        say(f"sweep: {len(cells)} cells on each side; the peer's take about a minute and a half each")
+        peer_command = [str(SCRIPTS / "sweep.sh"), str(models.smollm()), scratch, sys.executable, str(limit)]
+        peer_command += ["1" if cells[0].evals[TASK].chat else "0", *loop]
+        say(f"{work}: {len(cells)} cells on each side; the peer's take about a minute and a half each")
         pair = in_turn(
-            "sweep",
+            work,
             lambda: _run(our_command, fresh, folder / "ours.log"),
             lambda: _run(peer_command, fresh, folder / "peer.log"),
             1,
@@ -55,8 +66,8 @@ def sweep(knobs: Knobs) -> Iterator[Row]:
         raise RuntimeError(f"the two did not score the same cells: {sorted(mine)} and {sorted(its)}")
     apart = {cell: abs(mine[cell][0] - its[cell][0]) for cell in mine}
     equal = all(apart[cell] <= mine[cell][1] + its[cell][1] for cell in mine)
-    yield pair.row(
-        "sweep",
+    return pair.row(
+        work,
         "shell loop of TRL and lm_eval",
         f"{trl}, {lm_eval}",
         equal,
