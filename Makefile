@@ -1,14 +1,18 @@
-# make demo | test | lint | bench: each in .venv, created on first use with the versions in constraints.txt
+# make demo | test | soak | lint | bench: each in .venv, created on first use with the versions in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test soak lint bench clean
 
 demo: .venv/core
 	$(BIN)/harness sweep pocket
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# A sweep killed at random until it is done, against an undisturbed one; some ten minutes on two cores
+soak: .venv/dev
+	$(BIN)/python -m tests.soak
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import ranks
+from harness import preempt, ranks
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.cell import Cell
-    from harness.engines.local import Outcome
+    from harness.engines.worker import Outcome
     from harness.plan import Planned
+
+TRY_AGAIN = 75  # the exit status of a process that was told to stop, EX_TEMPFAIL of sysexits.h
 
 HELP = """\
 usage: harness COMMAND ...
@@ -55,6 +57,8 @@ def main() -> None:
             raise HarnessError(f"no command {arguments[0]!r}; known: sweep, plan, run, status, report, show, eval")
         if ranks.count() > 1 and arguments[0] not in ("run", "sweep", "eval"):
             raise HarnessError(f"harness {arguments[0]} is the work of one process; start it without accelerate launch")
+        if arguments[0] in ("run", "sweep", "eval"):
+            preempt.listen()
         ranks.join()
         code = commands[arguments[0]](arguments[1:] if arguments[0][0] != "-" else arguments)
         ranks.leave(code or 0)
@@ -62,6 +66,9 @@ def main() -> None:
     except HarnessError as error:
         ranks.complain(str(error))
         sys.exit(2)
+    except preempt.PreemptedError as error:
+        ranks.complain(str(error) or "told to stop; the same command goes on")
+        sys.exit(TRY_AGAIN)
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -69,25 +76,26 @@ def main() -> None:
 
 def sweep(arguments: list[str]) -> int:
     from harness import plan as plans
-    from harness.engines.local import failures, run_cells
+    from harness.engines.local import not_done, run_cells
     from harness.store import write_json
 
     parsed, cells, hypothesis = _sweep_arguments("sweep", arguments)
     if parsed.cfg:
         return _print_cells(cells)
     planned = ranks.agree(lambda: plans.plan(cells))
-    waiting = plans.to_run(planned)
+    waiting = plans.to_run(planned, retry_failed=parsed.retry_failed)
     print(_summary(planned))
     plans.check(waiting)
     run, name = cells[0].run, cells[0].sweep
     outcomes = run_cells(waiting, run.workers, run.threads)
-    failed = failures(outcomes)
     folder = Path(run.root, name)
     about = {"command": _typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
     ranks.agree(lambda: write_json(folder / "sweep.json", about))
     _draw(folder, mirror=cells[0] if outcomes else None)
-    _print_failed(failed)
-    return 1 if failed else 0
+    left = [p for p in planned if p.state in plans.FAILED and p.cell not in waiting]
+    for p in left:
+        print(f"{p.state} before: {p.cell.folder()}; --retry-failed runs it again", file=sys.stderr)
+    return _print_failed(not_done(outcomes)) or int(bool(left))
 
 
 def plan(arguments: list[str]) -> int:
@@ -100,7 +108,7 @@ def plan(arguments: list[str]) -> int:
     for p in planned:
         print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]")
     print(_summary(planned))
-    plans.check(plans.to_run(planned))
+    plans.check(plans.to_run(planned, retry_failed=True))
     return 0
 
 
@@ -120,17 +128,18 @@ def status(arguments: list[str]) -> int:
     parser = _parser("status", "What finished below RUNS, with its headline scores.", "harness status runs/pocket")
     parser.add_argument("runs", metavar="RUNS", type=Path)
     frame = _load(parser.parse_args(arguments).runs)
-    done, failed = frame[frame.status == "ok"], frame[frame.status == "failed"]
+    done, left = frame[frame.status == "ok"], frame[frame.status != "ok"]
     seconds = done.drop_duplicates("path").train_seconds.sum()
-    print(f"{done.path.nunique()} cells done, {len(failed)} failed, {seconds:.0f} s of training")
+    others = "".join(f", {count} {status}" for status, count in left.status.value_counts().items())
+    print(f"{done.path.nunique()} cells done{others}; {seconds:.0f} s of training")
     lead = done[done.headline.astype(bool)]
     if len(lead):
         keys = ["task", "base", "data", "method", "variant", "size"]
         table = lead.groupby(keys, dropna=False).score.agg(["mean", "min", "max", "count"])
         print(table.rename(columns={"count": "seeds"}).round(3).to_string())
-    for path in failed.path:
-        print(f"failed: {path}")
-    return 1 if len(failed) else 0
+    for row in left.itertuples():
+        print(f"{row.status}: {row.path}")
+    return 1 if len(left) else 0
 
 
 def report(arguments: list[str]) -> int:
@@ -171,7 +180,7 @@ def show(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     from harness.compose import composed, from_dict, hydra_ready, to_cell, users_folder
-    from harness.engines.local import failures, run_cells
+    from harness.engines.local import not_done, run_cells
     from harness.plan import check, plan, to_run
     from harness.store import RECORD, read_json, records
 
@@ -201,14 +210,13 @@ def evaluate(arguments: list[str]) -> int:
             cells.append(cell)
     if not cells:
         raise HarnessError(f"{parsed.runs} holds no finished cells; run a sweep first")
-    waiting = to_run(ranks.agree(lambda: plan(cells)))
+    waiting = to_run(ranks.agree(lambda: plan(cells)), retry_failed=True)
     check(waiting)
-    failed = failures(run_cells(waiting, asked.run.workers, asked.run.threads))
+    failed = not_done(run_cells(waiting, asked.run.workers, asked.run.threads))
     scored, before = len(waiting) - len(failed), len(cells) - len(waiting)
     print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
     _draw(parsed.runs, mirror=cells[0] if waiting else None)
-    _print_failed(failed)
-    return 1 if failed else 0
+    return _print_failed(failed)
 
 
 def _parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -229,6 +237,8 @@ def _sweep_arguments(command: str, arguments: list[str]) -> tuple[argparse.Names
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*")
     parser.add_argument("--config-dir", help="your own configuration folder, with sweeps/ in it")
     parser.add_argument("--cfg", action="store_true", help="print the composed cells as YAML and stop")
+    if command == "sweep":
+        parser.add_argument("--retry-failed", action="store_true", help="run cells again that failed or diverged")
     parsed = parser.parse_intermixed_args(arguments)
     sweep, cells = sweep_cells(parsed.name, parsed.overrides, users_folder(parsed.config_dir))
     return parsed, cells, sweep.hypothesis
@@ -283,9 +293,11 @@ def _typed(command: str, arguments: list[str]) -> str:
     return shlex.join(["harness", command, *arguments])
 
 
-def _print_failed(failed: "list[Outcome]") -> None:
+def _print_failed(failed: "list[Outcome]") -> int:
+    """The exit status."""
     for outcome in failed:
-        print(f"failed: {outcome.cell.folder()}: {outcome.error}", file=sys.stderr)
+        print(f"{outcome.state}: {outcome.cell.folder()}: {outcome.error}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -22,14 +22,14 @@ from harness.sweep import known_sweeps, parse
 @hydra.main(config_path=str(shipped("conf").resolve()), config_name="cell", version_base="1.3")
 def hydra_app(config: DictConfig) -> float | None:
     """Returns the headline score of the first evaluation, so that a Hydra sweeper can optimise it."""
-    from harness.engines.local import prepare_worker
+    from harness.engines.worker import prepare
     from harness.plan import check, plan, to_run
     from harness.run import run
 
     try:
         cell = to_cell(config)
-        prepare_worker(cell.run.threads)
-        check(to_run(plan([cell])))
+        prepare(cell.run.threads)
+        check(to_run(plan([cell]), retry_failed=True))
         folder = run(cell)
     except HarnessError as error:
         # In a multirun, exiting would take the other jobs along: Hydra's launchers catch exceptions, not SystemExit.

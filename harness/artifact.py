@@ -15,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
-from filelock import FileLock
-
 from harness.errors import HarnessError
+from harness.lease import Lease, held
 
 CHECKSUMS = "SHA256SUMS"
 SMALL = 8 * 2**20  # bytes that are hashed as quickly as a note of their hash is found
@@ -84,28 +83,36 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return ``folder``, calling ``build(empty folder)`` if it is not there yet.
 
     The folder appears by one rename after all of it, checksums included, is on disk, so its existence means it is
-    whole; a lock beside it keeps two processes from building it twice. A folder whose bytes no longer match its
+    whole; a lease beside it keeps two processes from building it twice. A folder whose bytes no longer match its
     checksums is refused.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                build(scratch)
-                digests = {str(f.relative_to(scratch)): _on_disk(f) for f in _files(scratch)}
-                (scratch / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
-                scratch.chmod(0o755)
-                scratch.rename(folder)
-                for name, digest in digests.items():  # else the next process would read all of it again
-                    if (folder / name).stat().st_size >= SMALL:
-                        _remember(_note(folder / name), digest)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    if not folder.exists():
+        with held(folder.with_name(f".{folder.name}.making")) as lease:
+            _build(folder, build, lease)
     for name, digest in checksums(folder).items():
         if not (folder / name).is_file() or remembered_hash(folder / name) != digest:
             raise HarnessError(f"{folder / name} does not match its checksum; delete {folder} to build it again")
     return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None], lease: Lease) -> None:
+    if folder.exists():  # made while this process waited
+        return
+    for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(scratch)
+        digests = {str(f.relative_to(scratch)): _on_disk(f) for f in _files(scratch)}
+        (scratch / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+        scratch.chmod(0o755)
+        lease.check()
+        scratch.rename(folder)
+        for name, digest in digests.items():  # else the next process would read all of it again
+            if (folder / name).stat().st_size >= SMALL:
+                _remember(_note(folder / name), digest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _on_disk(file: Path) -> str:

@@ -22,7 +22,9 @@ from harness.errors import HarnessError
 TRAINING_SEMANTICS = 1
 EVALUATION_SEMANTICS = 1
 
-OnStep = Callable[[int, int, dict[str, float]], None]  # hears step, steps, {loss, lr, grad_norm} of each optimizer step
+OnStep = Callable[
+    [int, int, dict[str, float]], None
+]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -104,6 +106,7 @@ class Run:
     tokens_per_pass: int = 1024  # laid end to end in one forward pass, of training and of evaluation
     checkpoint_activations: bool = False  # training: recompute activations instead of keeping them; slower, smaller
     compile: bool = False  # training: torch.compile; a minute or two at first, a tenth or more off every step after
+    checkpoint_seconds: float = 300.0  # between two states kept on disk, from which a killed training goes on
     eval_backend: str = "shared"  # prompts that begin alike computed once | hf, vllm: lm-eval's own
     kv_cache_gib: float = 4.0  # of the shared backend, for the keys and values of answers in progress
     profile: bool = False  # tell where the time of a cell went, and keep it beside the record as profile.json
@@ -115,6 +118,16 @@ class Wandb:
     mode: str = "auto"  # auto (online with a key and a network, else offline) | online | offline | disabled
     project: str = "superficial-alignment"
     entity: str | None = None
+
+
+@dataclass
+class Attempt:
+    """What one try at a cell gives its method: where things go, and who hears how it is getting on."""
+
+    folder: Path  # the cell's own; what must outlive the process (an adapter) goes in here
+    checkpoints: Path  # for what only an unfinished training needs; another identity has another folder
+    on_step: OnStep = lambda *_: None
+    still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
 
 
 @dataclass
@@ -140,12 +153,12 @@ class Method:
         return []
 
     def adapt(
-        self, base: Any, examples: Sequence[Any], cell: "Cell", folder: Path, on_step: OnStep
+        self, base: Any, examples: Sequence[Any], cell: "Cell", attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
         """Apply the method to the resident `base` (a `harness.base.LoadedBase`) for as long as the context lasts.
 
-        `examples` are the cell's `harness.data.subset.Example`s, in order. What must outlive the process (an adapter)
-        goes into `folder`; if it is there already, it is loaded instead of made again. The base must leave as it came.
+        `examples` are the cell's `harness.data.subset.Example`s, in order. What is in the attempt's folder already is
+        loaded instead of made again. The base must leave as it came.
         """
         raise NotImplementedError  # not abstract: the schema of a cell needs a Method to start from
 

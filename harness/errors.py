@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
 
 class HarnessError(Exception):
@@ -6,3 +6,7 @@ class HarnessError(Exception):
 
     The command line prints the line and exits with status 2; nothing already on disk is touched.
     """
+
+
+class DivergedError(HarnessError):
+    """The training ran into a loss or gradient that is no finite number; nothing of it may be scored."""

@@ -6,19 +6,21 @@ from typing import Any
 
 from harness import base as bases
 from harness import evaluate, store
+from harness import lease as leases
 from harness.cell import Base, Cell, Task, fingerprint
 from harness.data.subset import subset_identity
 from harness.errors import HarnessError
 from harness.run import subset_of
 
-DONE, MISSING, PARTLY, FAILED, DRIFTED = "done", "missing", "partly", "failed", "drifted"
+DONE, RUNNING, MISSING, PARTLY, DRIFTED = "done", "running", "missing", "partly", "drifted"
+FAILED = ("failed", "diverged")  # their last try's status; such a cell waits for somebody to look at it
 
 
 @dataclass
 class Planned:
     cell: Cell
     state: str
-    why: str = ""  # what differs, for a drifted cell
+    why: str = ""  # what differs, for a drifted cell; who is at it, for a running one
 
 
 def plan(cells: list[Cell]) -> list[Planned]:
@@ -49,13 +51,16 @@ def _state(cell: Cell, identity: dict[str, Any], wanted: dict[str, Any]) -> Plan
         return Planned(cell, DRIFTED, str(error))
     if store.is_done(cell, wanted):
         return Planned(cell, DONE)
-    if (folder / store.FAILURE).exists():
-        return Planned(cell, FAILED)
-    return Planned(cell, PARTLY if (folder / store.TRAINED).exists() else MISSING)
+    if owner := leases.owner(folder):
+        return Planned(cell, RUNNING, owner)
+    if (status := store.last_status(folder)) in FAILED:
+        return Planned(cell, status)
+    begun = (folder / store.TRAINED).exists() or any(folder.glob("checkpoints/*/step*"))
+    return Planned(cell, PARTLY if begun else MISSING)
 
 
-def to_run(planned: list[Planned]) -> list[Cell]:
-    """The cells that are not done, those that failed before last, since one that fails can end several processes.
+def to_run(planned: list[Planned], *, retry_failed: bool) -> list[Cell]:
+    """The cells that are not done, of those that failed only if asked for, and last: one can end several processes.
 
     Refuses if any has drifted: nothing runs beside results that mean something else.
     """
@@ -63,7 +68,8 @@ def to_run(planned: list[Planned]) -> list[Cell]:
     if drifted:
         more = f" (and {len(drifted) - 1} more cells)" if len(drifted) > 1 else ""
         raise HarnessError(drifted[0].why + more)
-    return [p.cell for p in sorted(planned, key=lambda p: p.state == FAILED) if p.state != DONE]
+    wanted = [p for p in planned if p.state != DONE and (retry_failed or p.state not in FAILED)]
+    return [p.cell for p in sorted(wanted, key=lambda p: p.state in FAILED)]
 
 
 def check(cells: list[Cell]) -> None:

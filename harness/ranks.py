@@ -91,13 +91,21 @@ def agree(decide: Callable[[], T]) -> T:
     return given[0]
 
 
+def gather(own: T) -> list[T]:
+    """What every rank gives, in their order, on all."""
+    if count() == 1:
+        return [own]
+    import torch.distributed
+
+    join()
+    given: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(given, own)
+    return given
+
+
 def settle() -> None:
     """Wait for every rank."""
-    if count() > 1:
-        import torch.distributed
-
-        join()
-        torch.distributed.all_gather_object([None] * count(), None)
+    gather(None)
 
 
 def leave(code: int) -> None:

@@ -2,19 +2,24 @@
 
 import dataclasses
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import base as bases
 from harness import board, evaluate, ranks, store
-from harness.cell import Cell, OnStep, fingerprint
+from harness import lease as leases
+from harness.cell import Attempt, Cell, OnStep, fingerprint
 from harness.clock import Clock, part, running
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
+from harness.files import clear_unfinished
+from harness.lease import Lease
 
 
 def subset_of(cell: Cell) -> Subset:
@@ -49,12 +54,47 @@ def _run(cell: Cell, on_step: OnStep | None) -> Path:
     with part("examples"):
         examples = subset_of(cell)
         identity = identity_of(cell, examples)
-    store.check_drift(folder, identity)
     wanted = {name: evaluate.identity(name, task) for name, task in cell.evals.items()}
-    if ranks.agree(lambda: store.is_done(cell, wanted)):
+
+    def done() -> bool:
+        store.check_drift(folder, identity)
+        return store.is_done(cell, wanted)
+
+    if ranks.agree(done):
         return folder
-    started, mirror = time.time(), board.CellRun()
+    with _claimed(folder) as lease:
+        if not ranks.agree(done):  # another process may have been at it until just now
+            _work(cell, examples, identity, wanted, lease, on_step)
+    return folder
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[Lease | None]:
+    """Hold the cell for as long as the context lasts; only the first rank has the lease. Raises BusyError."""
+    lease = leases.take(folder) if ranks.first() else None
+    if ranks.agree(lambda: lease is None):
+        raise leases.BusyError(
+            f"{folder} is being worked on by {leases.owner(folder) or 'another process'}; wait for it, or run "
+            "harness sweep again, which goes round such cells and comes back to them"
+        )
+    try:
+        yield lease
+    finally:
+        if lease:
+            lease.release()
+
+
+def _work(
+    cell: Cell,
+    examples: Subset,
+    identity: dict[str, Any],
+    wanted: dict[str, dict[str, Any]],
+    lease: Lease | None,
+    on_step: OnStep | None,
+) -> None:
+    folder, started, mirror = cell.folder(), time.time(), board.CellRun()
     if ranks.first():
+        clear_unfinished(folder)
         mirror = board.open_cell(cell.wandb, **_mirrored(cell, identity, folder))
 
     def step(number: int, steps: int, values: dict[str, float]) -> None:
@@ -62,43 +102,51 @@ def _run(cell: Cell, on_step: OnStep | None) -> Path:
         if on_step:
             on_step(number, steps, values)
 
+    def commit(path: Path, value: Callable[[], Any]) -> None:
+        """The first rank writes what is not there, if the cell is still its own; the others wait for it."""
+
+        def write() -> None:
+            if lease and not path.exists():
+                content = value()
+                lease.check()
+                try:
+                    store.write_json(path, content, once=True)
+                except FileExistsError as error:
+                    raise leases.LostError(f"{path} was written by another process meanwhile") from error
+
+        ranks.agree(write)
+
     summary: dict[str, Any] = {"examples": cell.size}
+    checkpoints = folder / "checkpoints" / fingerprint(identity)[:16]
+    attempt = Attempt(folder, checkpoints, step, lease.check if lease else lambda: None)
     try:
         with part("load the base"):
             base = bases.load(cell.base, cell.run.device)
-        with cell.method.adapt(base, examples, cell, folder, step) as adapted:
+        with cell.method.adapt(base, examples, cell, attempt) as adapted:
             trained = {"identity": identity, "training": adapted.training}
-            _write_once(folder / store.TRAINED, lambda: trained)
+            commit(folder / store.TRAINED, lambda: trained)
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
-                    ranks.agree(partial(_write_scores, path, result, fingerprint(wanted[name])))
+                    commit(path, partial(_scores, path, result, fingerprint(wanted[name])))
                 for score in ranks.agree(partial(store.read_json, path))["scores"]:
                     summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
-        _write_once(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started))
+        commit(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started))
     except BaseException:
         mirror.finish(summary, ok=False)
         raise
-    (folder / store.FAILURE).unlink(missing_ok=True)
+    if ranks.first():
+        (folder / store.FAILURE).unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     mirror.finish(summary)
-    return folder
 
 
-def _write_once(path: Path, value: Callable[[], Any]) -> None:
-    """The first rank writes what is not there; the others wait for it."""
-
-    def write() -> None:
-        if not path.exists():
-            store.write_json(path, value())
-
-    ranks.agree(write)
-
-
-def _write_scores(path: Path, result: dict[str, Any], mark: str) -> None:
+def _scores(path: Path, result: dict[str, Any], mark: str) -> dict[str, Any]:
+    """What is kept of an evaluation; the answers item by item go into a file of their own, first."""
     store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
-    store.write_json(path, {**result, "fingerprint": mark, "finished": time.time()})
+    return {**result, "fingerprint": mark, "finished": time.time()}
 
 
 def _record(

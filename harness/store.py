@@ -13,10 +13,8 @@ A record is never rewritten. Evaluations can be added later, each in a file of i
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +22,27 @@ import pandas as pd
 
 from harness.cell import Cell, differences, fingerprint
 from harness.errors import HarnessError
+from harness.files import whole
 
 RECORD, TRAINED, FAILURE = "record.json", "train.json", "failure.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all: temporary file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def write_json(path: Path, value: Any, *, once: bool = False) -> None:
+    """Write whole or not at all; with `once` raises FileExistsError where the file is there already."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    with whole(path, once=once) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_failure(cell: Cell, status: str, trace: str) -> None:
+    """Why the last try at a cell left no record; `status` is failed, diverged or preempted."""
+    about = {"row": {**row(cell, {}, {}), "fingerprint": "", "status": status}, "traceback": trace}
+    write_json(cell.folder() / FAILURE, about)
+
+
+def last_status(folder: Path) -> str:
+    """What `write_failure` said of the last try at the cell; empty if it was not called."""
+    return str(read_json(folder / FAILURE)["row"]["status"]) if (folder / FAILURE).exists() else ""
 
 
 def read_json(path: Path) -> Any:
@@ -53,8 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
@@ -102,7 +98,8 @@ def load(root: Path | str) -> pd.DataFrame:
     """All cells below `root`, one row for each (cell, task, metric, filter); see `COLUMNS`.
 
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
-    times in seconds. A failed cell has one row with status "failed", an empty task and no score. Where a task was
+    times in seconds. A cell whose last try left no record has one row with status "failed", "diverged" or
+    "preempted", an empty task and no score. Where a task was
     scored under several evaluation fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
@@ -110,7 +107,7 @@ def load(root: Path | str) -> pd.DataFrame:
         if (folder / RECORD).exists():
             rows += _score_rows(folder, Path(root))
         else:
-            rows.append({**read_json(folder / FAILURE)["row"], "status": "failed", "path": _relative(folder, root)})
+            rows.append({**read_json(folder / FAILURE)["row"], "path": _relative(folder, root)})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

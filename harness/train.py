@@ -4,11 +4,13 @@ Sequences are laid end to end in one row, so that nothing is spent on padding, a
 (`harness.attention`). Logits are computed only where a token is learned.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,26 +18,31 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from harness import ranks
+from harness import preempt, ranks
 from harness.attention import Packed, fits, laid_out, reach, rows_attention
-from harness.cell import OnStep, Run
+from harness.cell import Attempt, Run
+from harness.checkpoint import Checkpoints
 from harness.clock import part
 from harness.data.chat import Tokens
 from harness.data.tokens import TokenSequences
-from harness.errors import HarnessError
+from harness.errors import DivergedError, HarnessError
+from harness.preempt import PreemptedError
 from harness.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 
 def fine_tune(
-    model: Any, sequences: TokenSequences, schedule: Schedule, *, seed: int, run: Run, on_step: OnStep
+    model: Any, sequences: TokenSequences, schedule: Schedule, *, seed: int, run: Run, attempt: Attempt
 ) -> dict[str, Any]:
     """Train the parameters of `model` that require gradients; return counts, seconds and losses for the record.
 
     The gradient of a batch is the mean over its learned tokens, however it is cut into passes of at most
     `run.tokens_per_pass` tokens and shared among the ranks. A bfloat16 model computes in bfloat16, its trained weights
-    and their optimizer stay in float32. `on_step(step, steps, values)` hears each optimizer step.
+    and their optimizer stay in float32. Goes on from the attempt's newest checkpoint, to the same result bit for bit
+    where the device computes the same twice. Raises DivergedError where the loss is no number, PreemptedError, after a
+    checkpoint, where the process was told to stop.
     """
-    started = time.perf_counter()
     if cut := int((~sequences.answered).sum()):
         raise HarnessError(f"{cut} examples are cut before their answer begins; raise method.max_length")
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -46,45 +53,60 @@ def fine_tune(
     longest = (reach(model) or math.inf) if packed else 0  # longer sequences get a pass of their own
     steps = schedule.steps(len(sequences))
     batches = _batches(len(sequences), schedule.batch_size, seed)
-    losses: list[dict[str, float]] = []
-    target_tokens = all_tokens = 0
+    told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
+    told["tokens_per_pass"] = run.tokens_per_pass
     if ranks.mine():
         torch.manual_seed(seed + (ranks.mine() << 32))  # masks of dropout that are not the first rank's once more
-    with _as_told(model, run):
-        for step in range(steps):
+    checkpoints = Checkpoints(attempt.checkpoints, run.checkpoint_seconds)
+    done, kept = checkpoints.load(model, optimizer)
+    told |= kept
+    if done:
+        told["resumed"].append(done)
+        next(islice(batches, done, done), None)
+    budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
+    started = time.perf_counter() - told["seconds"]
+    with _as_told(model, run), preempt.ends_by_itself():
+        for step in range(done, steps):
             with part("read the batch"):
                 batch = [sequences[i] for i in next(batches)]
             targets = sum(sum(s.learned[1:]) for s in batch)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(step, steps)
-            optimizer.zero_grad(set_to_none=True)
-            passes = _own_passes(batch, run.tokens_per_pass, longest)
-            here = torch.stack([_backward(model, p, targets, longest) for p in passes]).sum()
+            here, budget = _gradient(model, batch, targets, budget, longest)
+            if budget < told["tokens_per_pass"]:
+                told["tokens_per_pass"] = budget
+                log.warning("out of memory at step %d: from here on %d tokens a pass", step, budget)
             with part("sum over processes"):
                 total = ranks.summed(weights, here).item()
             norm = torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm)
             if not (math.isfinite(total) and math.isfinite(norm.item())):
-                raise FloatingPointError(f"loss {total}, gradient {norm.item()} at step {step}; lower method.lr")
+                raise DivergedError(f"loss {total}, gradient {norm.item()} at step {step}; lower method.lr")
             with part("optimizer"):
                 optimizer.step()
-            if step in (0, steps - 1):
+            if step in (done, steps - 1):
                 ranks.check_same(weights)
-            target_tokens += targets
-            all_tokens += sum(len(s.ids) for s in batch)
+            told["target_tokens"] += targets
+            told["tokens"] += sum(len(s.ids) for s in batch)
             values = {"loss": total, "lr": schedule.lr_at(step, steps), "grad_norm": norm.item()}
-            losses.append({"step": step, **values, "target_tokens": target_tokens})
-            on_step(step, steps, values)
+            told["losses"].append({"step": step, **values, "target_tokens": told["target_tokens"]})
+            attempt.on_step(step, steps, {**values, "tokens": told["tokens"]})
+            stop, due = ranks.agree(lambda: (preempt.asked(), checkpoints.due()))
+            if stop or due:
+                told["seconds"] = time.perf_counter() - started
+                with part("checkpoint"):
+                    attempt.still_ours()
+                    checkpoints.save(step + 1, model, optimizer, told)
+            if stop:
+                raise PreemptedError(f"told to stop after step {step}; the same command goes on from there")
     return {
         "steps": steps,
         "epochs": steps / math.ceil(len(sequences) / schedule.batch_size),
-        "target_tokens": target_tokens,
-        "tokens": all_tokens,
         "packed": packed,
         "truncated_examples": int(sequences.truncated.sum()),
         "trained_parameters": sum(p.numel() for p in weights),
-        "final_loss": losses[-1]["loss"],
+        "final_loss": told["losses"][-1]["loss"],
+        **told,
         "seconds": time.perf_counter() - started,
-        "losses": losses,
     }
 
 
@@ -144,6 +166,28 @@ def _passes(batch: list[Tokens], budget: int, longest: float) -> Iterator[list[T
         used += len(sequence.ids)
     if run:
         yield run
+
+
+def _gradient(model: Any, batch: list[Tokens], targets: int, budget: int, longest: float) -> tuple[torch.Tensor, int]:
+    """The batch's gradient, in place, this rank's share of its loss, and the tokens a pass that memory had room for.
+
+    Out of memory, the batch is cut into passes of half the size, down to one sequence each, and done again.
+    """
+    while True:
+        before = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        model.zero_grad(set_to_none=True)
+        try:
+            passes = _own_passes(batch, budget, longest)
+            return torch.stack([_backward(model, p, targets, longest) for p in passes]).sum(), budget
+        except torch.OutOfMemoryError:
+            # Several processes would have to halve together, and those that did not fail are waiting for this one.
+            if ranks.count() > 1 or max(len(p) for p in passes) == 1:
+                raise
+            budget //= 2
+        torch.set_rng_state(before[0])
+        if before[1] is not None:
+            torch.cuda.set_rng_state(before[1])
+            torch.cuda.empty_cache()
 
 
 def _backward(model: Any, sequences: list[Tokens], targets: int, longest: float) -> torch.Tensor:

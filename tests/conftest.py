@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from harness import base as bases  # noqa: E402
-from harness.cell import Base, Cell, Data, Form, Run, Source, Task, Turn, Wandb  # noqa: E402
+from harness import preempt  # noqa: E402
+from harness.cell import Attempt, Base, Cell, Data, Form, OnStep, Run, Source, Task, Turn, Wandb  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -96,11 +98,14 @@ def save_tiny(folder: Path, tokenizer: Any, seed: int = 0) -> Path:
 
 @pytest.fixture(autouse=True)
 def _alone() -> Any:
-    """Each test starts with one torch thread and no resident base."""
+    """Each test starts with one torch thread and no resident base, and leaves signals to those who had them."""
     torch.set_num_threads(1)
     bases._resident.clear()
+    handlers = {number: signal.getsignal(number) for number in preempt.SIGNALS}
     yield
     bases._resident.clear()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +126,11 @@ def tiny_base(tiny_folder: Path) -> Base:
 @pytest.fixture
 def loaded(tiny_base: Base) -> bases.LoadedBase:
     return bases.load(tiny_base, "cpu")
+
+
+def attempt(folder: Path, on_step: OnStep = lambda *_: None) -> Attempt:
+    """One try at a cell whose files go to `folder`."""
+    return Attempt(folder, folder / "checkpoints", on_step)
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

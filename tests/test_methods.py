@@ -21,6 +21,7 @@ from harness.methods.base import BaseModel
 from harness.methods.icl import InContext
 from harness.methods.sft import WEIGHTS, Lora, Sft
 from harness.store import TRAINED, write_json
+from tests.conftest import attempt
 
 Make = Callable[..., Cell]
 QUICK = {"lr": 1e-2, "epochs": 1, "batch_size": 4}
@@ -41,7 +42,7 @@ def adapt(loaded: LoadedBase, cell: Cell, folder: Path) -> AbstractContextManage
 
     @contextlib.contextmanager
     def adapted() -> Any:
-        with cell.method.adapt(loaded, examples_of(cell), cell, folder, lambda *_: None) as result:
+        with cell.method.adapt(loaded, examples_of(cell), cell, attempt(folder)) as result:
             if not (folder / TRAINED).exists():
                 write_json(folder / TRAINED, {"training": result.training})
             yield result
@@ -156,7 +157,7 @@ def test_the_base_comes_back_when_training_fails(loaded: LoadedBase, make_cell: 
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        with pytest.raises(error), cell.method.adapt(loaded, examples_of(cell), cell, tmp_path, stop):
+        with pytest.raises(error), cell.method.adapt(loaded, examples_of(cell), cell, attempt(tmp_path, stop)):
             pass
         assert everything(loaded.model) == shape
         assert torch.equal(logits(loaded.model), said)
@@ -217,7 +218,7 @@ def test_the_whole_model_is_in_training_mode_while_it_trains(
     def look(*_: Any) -> None:
         modes.update(module.training for module in loaded.model.modules())
 
-    with cell.method.adapt(loaded, examples_of(cell), cell, tmp_path, look) as adapted:
+    with cell.method.adapt(loaded, examples_of(cell), cell, attempt(tmp_path, look)) as adapted:
         assert modes == {True}
         assert not any(module.training for module in adapted.model.modules())
 
@@ -245,7 +246,9 @@ def test_a_finished_adapter_is_loaded_and_not_trained_again(
     with adapt(loaded, cell, tmp_path) as adapted:
         record = adapted.training
     heard: list[Any] = []
-    with cell.method.adapt(loaded, examples_of(cell), cell, tmp_path, lambda *given: heard.append(given)) as again:
+    with cell.method.adapt(
+        loaded, examples_of(cell), cell, attempt(tmp_path, lambda *given: heard.append(given))
+    ) as again:
         assert again.training == record
     assert not heard
 
@@ -327,6 +330,6 @@ def test_system_turns_of_demonstrations_are_left_out() -> None:
 
 def test_the_base_method_is_the_base(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
     cell = make_cell("base", size=0)
-    with cell.method.adapt(loaded, [], cell, tmp_path, lambda *_: None) as adapted:
+    with cell.method.adapt(loaded, [], cell, attempt(tmp_path)) as adapted:
         assert adapted.model is loaded.model
         assert adapted.demonstrations == []

@@ -24,7 +24,7 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     quiz = compose_cell(["base=pocket_m", "method=base", "evals=pocket_quiz"])
     base.evals |= quiz.evals
     assert len(cells) == 4
-    waiting = to_run(plan(cells))
+    waiting = to_run(plan(cells), retry_failed=False)
     check(waiting)
     assert [o.error for o in run_cells(waiting, workers=1, threads=1)] == [""] * 4
 
@@ -36,4 +36,4 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     assert lead["pocket_rule", 0] < 0.05
     assert lead["pocket_rule", 128] < 0.35  # a hundred examples of the rule teach little
     assert lead["pocket_rule", 2048] > 0.6  # two thousand teach it
-    assert to_run(plan([dataclasses.replace(c) for c in cells])) == []
+    assert to_run(plan([dataclasses.replace(c) for c in cells]), retry_failed=False) == []

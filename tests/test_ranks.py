@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from harness import ranks, store
 from harness.compose import compose_cell
 from harness.data.chat import Tokens
-from harness.engines.local import failures, run_cells
+from harness.engines.local import not_done, run_cells
 from harness.methods.sft import WEIGHTS
 from harness.run import run
 from harness.sweep import sweep_cells
@@ -134,7 +134,7 @@ def test_a_sweep_over_a_base_in_parts_leaves_what_one_process_leaves(
     cells = ["~arms.again", "base=tiny", "arms.sft.size=8,5", "arms.sft.seed=0", "arms.icl.seed=0"]
     cells += ["arms.sft.method.batch_size=4", "run.tokens_per_pass=40"]
     _, wanted = sweep_cells("mine", [*cells, f"run.root={tmp_path / 'alone'}"], config_dir)
-    assert not failures(run_cells(wanted, workers=1, threads=1))
+    assert not not_done(run_cells(wanted, workers=1, threads=1))
     program = tmp_path / "watched.py"
     program.write_text(WATCHED)
     done = launch(FSDP, str(program), "sweep", "mine", *cells, "run.root=together")

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from harness.base import LoadedBase
 from harness.cell import Run
 from harness.data.chat import Tokens
 from harness.data.tokens import Store, TokenSequences
-from harness.errors import HarnessError
+from harness.errors import DivergedError, HarnessError
 from harness.schedule import Schedule
 from harness.train import _batches, _passes, fine_tune, kept_apart, loss_sum
+from tests.conftest import attempt
+
+NOWHERE = attempt(Path("nowhere"))  # the trainings here are over before a checkpoint is due
 
 
 def sequences(vocabulary: int, lengths: tuple[int, ...] = (13, 9, 17, 6, 11), seed: int = 1) -> list[Tokens]:
@@ -75,7 +79,7 @@ def grads_after_one_step(model: Any, batch: list[Tokens], tokens_per_pass: int) 
     """Run one step of `fine_tune` at a learning rate of 0 and read the gradients it left."""
     schedule = Schedule(lr=0.0, epochs=1, batch_size=len(batch), max_grad_norm=1e9, warmup=0)
     run = Run(tokens_per_pass=tokens_per_pass)
-    record = fine_tune(model, table(batch), schedule, seed=0, run=run, on_step=lambda *_: None)
+    record = fine_tune(model, table(batch), schedule, seed=0, run=run, attempt=NOWHERE)
     return record, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -213,7 +217,7 @@ def test_recomputed_activations_give_the_same_gradients_and_leave_no_trace(model
     asked: list[bool] = []
     layer = model.model.layers[0]
     hook = layer.register_forward_hook(lambda *_: asked.append(layer.gradient_checkpointing))
-    fine_tune(model, table(batch), schedule, seed=0, run=run, on_step=lambda *_: None)
+    fine_tune(model, table(batch), schedule, seed=0, run=run, attempt=NOWHERE)
     hook.remove()
     assert any(asked)
     for name, p in model.named_parameters():
@@ -252,7 +256,7 @@ def test_compiled_layers_give_the_same_gradients_and_leave_no_trace(model: Any) 
     schedule = Schedule(lr=0.0, epochs=1, batch_size=len(batch), max_grad_norm=1e9, warmup=0)
     counters.clear()
     run = Run(tokens_per_pass=40, compile=True)
-    fine_tune(model, table(batch), schedule, seed=0, run=run, on_step=lambda *_: None)
+    fine_tune(model, table(batch), schedule, seed=0, run=run, attempt=NOWHERE)
     assert counters["stats"]["calls_captured"] > 0
     for name, p in model.named_parameters():
         assert torch.allclose(p.grad, plain[name], atol=1e-5, rtol=1e-4), name
@@ -327,7 +331,14 @@ def trained(loaded: LoadedBase, seed: int, **changes: Any) -> tuple[dict[str, An
     schedule = Schedule(**{"lr": 1e-2, "epochs": 2, "batch_size": 2} | changes)
     heard: list[Any] = []
     data = sequences(model.config.vocab_size)
-    record = fine_tune(model, table(data), schedule, seed=seed, run=Run(), on_step=lambda *given: heard.append(given))
+    record = fine_tune(
+        model,
+        table(data),
+        schedule,
+        seed=seed,
+        run=Run(),
+        attempt=attempt(Path("nowhere"), lambda *given: heard.append(given)),
+    )
     return record, torch.cat([p.detach().flatten() for p in model.parameters()]), heard
 
 
@@ -366,7 +377,7 @@ def test_weight_decay_and_clipping_reach_the_optimizer(loaded: LoadedBase) -> No
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(loaded: LoadedBase) -> None:
-    with pytest.raises(FloatingPointError, match=r"lower method\.lr"):
+    with pytest.raises(DivergedError, match=r"lower method\.lr"):
         trained(loaded, 0, lr=1e30, warmup=0, decay="constant")
 
 
@@ -375,8 +386,8 @@ def test_a_gradient_that_is_not_finite_stops_the_training_also_at_the_last_step(
     model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
     batch = sequences(model.config.vocab_size)
     schedule = Schedule(lr=1e-3, epochs=1, batch_size=16)
-    with pytest.raises(FloatingPointError, match="gradient"):
-        fine_tune(model, table(batch), schedule, seed=0, run=Run(), on_step=lambda *_: None)
+    with pytest.raises(DivergedError, match="gradient"):
+        fine_tune(model, table(batch), schedule, seed=0, run=Run(), attempt=NOWHERE)
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -385,3 +396,38 @@ def test_examples_cut_before_their_answer_are_refused(model: Any) -> None:
     cut = Tokens([1, 2, 3], [False, False, False], truncated=True)
     with pytest.raises(HarnessError, match="1 examples are cut before their answer"):
         grads_after_one_step(model, [*sequences(100), cut], 99)
+
+
+def test_out_of_memory_halves_the_pass_and_keeps_the_batch(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The effective batch, the order and so the result are those of a run that was told to make the smaller passes."""
+    data = sequences(model.config.vocab_size, (20, 18, 16, 14, 12, 10))
+    schedule = Schedule(lr=1e-2, epochs=2, batch_size=3, warmup=0)
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    told = fine_tune(model, table(data), schedule, seed=0, run=Run(tokens_per_pass=25), attempt=NOWHERE)
+    wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.load_state_dict(kept)
+
+    def small(module: Any, given: Any, named: dict[str, Any]) -> None:
+        if named["input_ids"].numel() > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    hook = model.register_forward_pre_hook(small, with_kwargs=True)
+    got = fine_tune(model, table(data), schedule, seed=0, run=Run(tokens_per_pass=100), attempt=NOWHERE)
+    hook.remove()
+    assert got["tokens_per_pass"] == told["tokens_per_pass"] == 25
+    assert caplog.text.count("out of memory") == 1
+    assert got["losses"] == told["losses"]
+    for name, p in model.named_parameters():
+        assert torch.equal(p, wanted[name]), name
+
+
+def test_out_of_memory_with_one_sequence_is_the_end(model: Any) -> None:
+    def none(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = model.register_forward_pre_hook(none)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            fine_tune(model, table(sequences(model.config.vocab_size)), Schedule(), seed=0, run=Run(), attempt=NOWHERE)
+    finally:
+        hook.remove()

@@ -1,106 +1,173 @@
-"""Run cells on this machine: in this process, or in several, each with its own resident base."""
+"""Run cells on this machine, each worker a supervised process of its own: whatever becomes of one, the rest goes on."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
-import traceback
+import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import wait
 
-import hydra.utils
-from tqdm import tqdm
-
-from harness import ranks, store
-from harness.artifact import Artifact
-from harness.cell import Cell, OnStep, fingerprint
+from harness import preempt, ranks
+from harness.cell import Cell, fingerprint
+from harness.engines.display import Display
+from harness.engines.worker import Outcome, Step, attempt, lost, prepare, serve
 from harness.errors import HarnessError
-from harness.run import run
+from harness.lease import BEAT
+from harness.preempt import PreemptedError
 
 _SPAWN = multiprocessing.get_context("spawn")  # not forked: torch's threads do not survive a fork
-
-
-@dataclass
-class Outcome:
-    cell: Cell
-    error: str = ""  # last line of the traceback; empty: the cell is done
+LOOK = 0.5  # seconds between two looks at signals and the clock
 
 
 def run_cells(cells: list[Cell], workers: int, threads: int | None) -> list[Outcome]:
     """Run all cells, whatever becomes of each; a failure is recorded in its folder and the others go on.
 
-    Not so where several processes share each cell: one that fails leaves the others waiting, so it ends all.
+    A cell that another sweep has at work is come back to. Raises PreemptedError, all workers at rest, where this
+    process was told to stop. Where several processes share each cell, one that fails leaves the others waiting, so it
+    ends all.
     """
     outcomes: list[Outcome] = []
     if not cells:
         return outcomes
     if ranks.count() > 1 and workers > 1:
         raise HarnessError("accelerate launch gives all its processes to one cell at a time; set run.workers=1")
-    prepare(cells, workers)
-    with tqdm(total=len(cells), unit="cell", desc="cells", dynamic_ncols=True) as bar:
-        for outcome in _one_by_one(cells, threads) if workers == 1 else _side_by_side(cells, workers, threads):
+    with Display(len(cells), workers) as shown:
+        for outcome in (
+            _together(cells, threads, shown) if ranks.count() > 1 else _Crew(cells, workers, threads, shown).work()
+        ):
             outcomes.append(outcome)
-            bar.set_postfix_str(_label(outcome.cell))
-            bar.update()
-            if outcome.error:
-                bar.write(f"failed: {outcome.cell.folder()}: {outcome.error}")
     return outcomes
 
 
-def prepare(cells: list[Cell], workers: int) -> None:
-    """Make once what several cells need (a pocket base, generated rows), side by side as the cells will run.
+class _Worker:
+    """A process, and the cell it has."""
 
-    A failure is left for the cells to meet, so that it is recorded with each of them.
-    """
-    making = {fingerprint(c.base.make): c.base.make for c in cells if c.base.make}
-    if workers == 1 or len(making) == 1:
-        return  # the first cell that needs one makes it, in plain sight
-    with ProcessPoolExecutor(workers, _SPAWN, initializer=prepare_worker, initargs=(_threads(None, workers),)) as pool:
-        for future in [pool.submit(make, description) for description in making.values()]:
-            future.exception()
+    def __init__(self, index: int, threads: int | None) -> None:
+        self.index, self.threads = index, threads
+        self.cell: Cell | None = None
+        self.base = ""  # that it has resident
+        self.start()
 
+    def start(self) -> None:
+        """Also in place of the process before."""
+        self.connection, its = _SPAWN.Pipe()
+        arguments = (its, self.index, self.threads)
+        self.process = _SPAWN.Process(target=serve, args=arguments, name=f"worker {self.index}")
+        self.process.start()
+        its.close()
 
-def make(description: dict[str, Any]) -> None:
-    artifact: Artifact = hydra.utils.instantiate(description)
-    artifact.path()
+    def give(self, cell: Cell) -> None:
+        self.cell, self.base = cell, _base(cell)
+        self.connection.send(cell)
 
+    def hear(self) -> Outcome | Step | None:
+        """What the process has to say, if anything; of one that is gone, its cell's end."""
+        try:
+            if self.connection.poll():
+                return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+        if self.process.is_alive() or self.cell is None:
+            return None
+        if preempt.asked():  # it was told to stop before it listened
+            return Outcome(self.cell, "preempted", "told to stop before it began")
+        return lost(self.cell, self.process.exitcode)
 
-def _threads(threads: int | None, workers: int) -> int:
-    return threads or max(1, (os.cpu_count() or 1) // workers)
-
-
-def _label(cell: Cell) -> str:
-    return f"{cell.base.name} {cell.data.name} {cell.method.name} n={cell.size} s={cell.seed}"
-
-
-def _one_by_one(cells: list[Cell], threads: int | None) -> Iterator[Outcome]:
-    prepare_worker(threads)
-    for cell in cells:
-        with tqdm(desc=_label(cell), unit="step", leave=False, delay=2, dynamic_ncols=True) as bar:
-            yield run_one(cell, _shown_on(bar))
-
-
-def _shown_on(bar: tqdm) -> OnStep:
-    def step(number: int, steps: int, values: dict[str, float]) -> None:
-        bar.total = steps
-        bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-        bar.update()
-
-    return step
+    def stop(self) -> None:
+        self.process.terminate()  # SIGTERM, which it hears as a request
 
 
-def _side_by_side(cells: list[Cell], workers: int, threads: int | None) -> Iterator[Outcome]:
-    limit = _threads(threads, workers)
-    with _bars_off(), ProcessPoolExecutor(workers, _SPAWN, initializer=prepare_worker, initargs=(limit,)) as pool:
-        futures: dict[Future[Outcome], Cell] = {pool.submit(run_one, cell): cell for cell in cells}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool as error:
-                yield _failed(futures[future], error)
+def _base(cell: Cell) -> str:
+    return fingerprint([cell.base.name, cell.base.path, cell.base.make])
+
+
+class _Crew:
+    """The workers of one machine and the cells they share."""
+
+    def __init__(self, cells: list[Cell], workers: int, threads: int | None, shown: Display) -> None:
+        self.waiting = list(cells)
+        self.later: list[tuple[float, Cell]] = []  # cells that somebody else has, and when to look again
+        self.shown = shown
+        each = threads or (None if workers == 1 else max(1, (os.cpu_count() or 1) // workers))
+        with _bars_off():
+            self.workers = [_Worker(index, each) for index in range(min(workers, len(cells)))]
+
+    def work(self) -> Iterator[Outcome]:
+        try:
+            with preempt.ends_by_itself():
+                while not preempt.asked() and (self.waiting or self.later or self._busy()):
+                    self._give()
+                    yield from self._heard()
+                yield from self._rest()
+        finally:
+            self._end()
+        if preempt.asked():
+            raise PreemptedError("told to stop; the same command goes on")
+
+    def _busy(self) -> list[_Worker]:
+        return [w for w in self.workers if w.cell]
+
+    def _give(self) -> None:
+        now = time.monotonic()
+        self.waiting += [cell for when, cell in self.later if when <= now]
+        self.later = [(when, cell) for when, cell in self.later if when > now]
+        for worker in self.workers:
+            if worker.cell is None and self.waiting:
+                self._see_that_it_lives(worker)
+                cell = self._next(worker)
+                self.waiting.remove(cell)
+                worker.give(cell)
+                self.shown.begin(worker.index, cell)
+
+    def _next(self, worker: _Worker) -> Cell:
+        """One of the base that the worker has, else of a base that no other has, so that each is loaded seldom."""
+        others = {w.base for w in self.workers if w is not worker}
+        mine = (cell for cell in self.waiting if _base(cell) == worker.base)
+        fresh = (cell for cell in self.waiting if _base(cell) not in others)
+        return next(itertools.chain(mine, fresh, self.waiting))
+
+    def _heard(self) -> Iterator[Outcome]:
+        wait([x for w in self._busy() for x in (w.connection, w.process.sentinel)], timeout=LOOK)
+        for worker in self._busy():
+            told = worker.hear()
+            if isinstance(told, Step) and worker.cell:
+                self.shown.step(worker.index, worker.cell, told)
+            elif isinstance(told, Outcome):
+                self.shown.end(worker.index, told)
+                cell, worker.cell = worker.cell, None
+                if told.state == "preempted":  # by somebody who meant this worker alone; it is on its way out
+                    worker.process.join()
+                if told.state == "elsewhere" and cell:
+                    self.later.append((time.monotonic() + BEAT, cell))
+                else:
+                    yield told
+
+    def _see_that_it_lives(self, worker: _Worker) -> None:
+        if not worker.process.is_alive():
+            worker.base = ""
+            with _bars_off():
+                worker.start()
+
+    def _rest(self) -> Iterator[Outcome]:
+        """Once told to stop: let everybody keep a checkpoint."""
+        for worker in self.workers:
+            worker.stop()
+        while self._busy():
+            yield from self._heard()
+
+    def _end(self) -> None:
+        for worker in self.workers:
+            if worker.cell is None and worker.process.is_alive():
+                try:
+                    worker.connection.send(None)
+                except BrokenPipeError:
+                    continue
+        for worker in self.workers:
+            worker.process.join(timeout=10 if worker.cell is None else 0)
+            worker.process.kill()
+            worker.connection.close()
 
 
 @contextlib.contextmanager
@@ -114,31 +181,22 @@ def _bars_off() -> Iterator[None]:
         os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
 
 
-def prepare_worker(threads: int | None) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def run_one(cell: Cell, on_step: OnStep | None = None) -> Outcome:
-    try:
-        run(cell, on_step)
-    except Exception as error:  # one cell's trouble, of whatever kind, must not cost the others; it is kept and shown
-        outcome = _failed(cell, error)
-        if ranks.count() == 1:
-            return outcome
-        ranks.complain(f"failed: {cell.folder()}: {outcome.error}; the same command goes on with the other cells")
-        sys.exit(1)
-    return Outcome(cell)
+def _together(cells: list[Cell], threads: int | None, shown: Display) -> Iterator[Outcome]:
+    """In this process, which is one of several that share each cell."""
+    prepare(threads)
+    for cell in cells:
+        shown.begin(0, cell)
+        outcome = attempt(cell, lambda *given, cell=cell: shown.step(0, cell, Step(*given)))
+        if outcome.state == "preempted":
+            raise PreemptedError(outcome.error)
+        if outcome.error:
+            ranks.complain(
+                f"{outcome.state}: {cell.folder()}: {outcome.error}; the same command goes on with the other cells"
+            )
+            sys.exit(1)
+        shown.end(0, outcome)
+        yield outcome
 
 
-def _failed(cell: Cell, error: BaseException) -> Outcome:
-    trace = "".join(traceback.format_exception(error))
-    row = {**store.row(cell, {}, {}), "fingerprint": ""}
-    store.write_json(cell.folder() / store.FAILURE, {"row": row, "traceback": trace})
-    return Outcome(cell, f"{type(error).__name__}: {error}")
-
-
-def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    return [o for o in outcomes if o.error]
+def not_done(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.state != "ok"]

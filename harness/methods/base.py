@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.cell import Adapted, Cell, Method, OnStep
+from harness.cell import Adapted, Attempt, Cell, Method
 
 
 @dataclass
@@ -16,5 +15,5 @@ class BaseModel(Method):
     trains: ClassVar[bool] = False
 
     @contextmanager
-    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
         yield Adapted(base.model)

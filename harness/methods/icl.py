@@ -7,10 +7,9 @@ pool, so both methods are given the same information.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.cell import Adapted, Cell, Message, Method, OnStep
+from harness.cell import Adapted, Attempt, Cell, Message, Method
 
 
 @dataclass
@@ -23,5 +22,5 @@ class InContext(Method):
         return [turn for example in examples for turn in example.messages if turn["role"] != "system"]
 
     @contextmanager
-    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
         yield Adapted(base.model, demonstrations=self.demonstrations(examples))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import ranks
 from harness.artifact import sha256_file
-from harness.cell import Adapted, Cell, Method, OnStep
+from harness.cell import Adapted, Attempt, Cell, Method
 from harness.clock import part
 from harness.errors import HarnessError
+from harness.files import whole
 from harness.schedule import Schedule
 from harness.store import TRAINED, read_json, write_jsonl
 
@@ -62,7 +63,7 @@ class Sft(Method, Schedule):
     lora: Lora = field(default_factory=Lora)
 
     @contextmanager
-    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep) -> Iterator[Adapted]:
+    def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
         from peft import set_peft_model_state_dict
         from transformers import set_seed
 
@@ -90,13 +91,13 @@ class Sft(Method, Schedule):
                 raise HarnessError(f"method.lora does not fit the base {base.config.name!r}: {error}") from error
             self._check_targets(model)
             ranks.refuse_sharded([p for p in model.parameters() if p.requires_grad], "method.lora.modules_to_save")
-            if ranks.agree((folder / TRAINED).exists):
-                record, weights = ranks.agree(lambda: _saved(folder))
+            if ranks.agree((attempt.folder / TRAINED).exists):
+                record, weights = ranks.agree(lambda: _saved(attempt.folder))
                 set_peft_model_state_dict(model, weights)
             else:
-                record = self._train(model, base, examples, cell, folder, on_step)
+                record = self._train(model, base, examples, cell, attempt)
             model.eval()
-            yield Adapted(model, training=record, adapter=folder)
+            yield Adapted(model, training=record, adapter=attempt.folder)
 
     def _check_targets(self, model: Any) -> None:
         """peft only complains if none of the names is found."""
@@ -105,9 +106,7 @@ class Sft(Method, Schedule):
             if name != "all-linear" and not any(f == name or f.endswith(f".{name}") for f in found):
                 raise HarnessError(f"method.lora.target_modules: the base has no module named {name!r}")
 
-    def _train(
-        self, model: Any, base: Any, examples: Sequence[Any], cell: Cell, folder: Path, on_step: OnStep
-    ) -> dict[str, Any]:
+    def _train(self, model: Any, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> dict[str, Any]:
         from harness.data.token_cache import token_sequences
         from harness.train import fine_tune
 
@@ -115,19 +114,21 @@ class Sft(Method, Schedule):
             sequences = token_sequences(base.tokenizer, examples, self.max_length)
         model.train()
         with part("train"):
-            record = fine_tune(model, sequences, self, seed=cell.seed, run=cell.run, on_step=on_step)
-        return ranks.agree(lambda: _save(model, record, folder))
+            record = fine_tune(model, sequences, self, seed=cell.seed, run=cell.run, attempt=attempt)
+        return ranks.agree(lambda: _save(model, record, attempt))
 
 
-def _save(model: Any, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _save(model: Any, record: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
     """Write adapter and losses; return the record, with the adapter's hash in place of the losses."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = attempt.folder
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = {name: w.contiguous().cpu() for name, w in state.items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    attempt.still_ours()
+    with whole(folder / WEIGHTS) as scratch:
+        save_file(weights, scratch, metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(str(folder))
     write_jsonl(folder / "losses.jsonl", record.pop("losses"))
     return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
