@@ -47,11 +47,12 @@ class _Worker:
     def __init__(self, index: int, threads: int | None) -> None:
         self.index, self.threads = index, threads
         self.cell: Cell | None = None
-        self.base = ""  # that it has resident
+        self.base: str  # that it has resident
         self.start()
 
     def start(self) -> None:
         """Also in place of the process before."""
+        self.base = ""
         self.connection, its = _SPAWN.Pipe()
         arguments = (its, self.index, self.threads)
         self.process = _SPAWN.Process(target=serve, args=arguments, name=f"worker {self.index}")
@@ -115,10 +116,17 @@ class _Crew:
         self.later = [(when, cell) for when, cell in self.later if when > now]
         for worker in self.workers:
             if worker.cell is None and self.waiting:
-                self._see_that_it_lives(worker)
+                if not worker.process.is_alive():
+                    with _bars_off():
+                        worker.start()
                 cell = self._next(worker)
+                try:
+                    worker.give(cell)
+                except BrokenPipeError:  # killed while idle, just now: its successor is given one at the next look
+                    worker.cell = None
+                    worker.process.join()
+                    continue
                 self.waiting.remove(cell)
-                worker.give(cell)
                 self.shown.begin(worker.index, cell)
 
     def _next(self, worker: _Worker) -> Cell:
@@ -143,12 +151,6 @@ class _Crew:
                     self.later.append((time.monotonic() + BEAT, cell))
                 else:
                     yield told
-
-    def _see_that_it_lives(self, worker: _Worker) -> None:
-        if not worker.process.is_alive():
-            worker.base = ""
-            with _bars_off():
-                worker.start()
 
     def _rest(self) -> Iterator[Outcome]:
         """Once told to stop: let everybody keep a checkpoint."""

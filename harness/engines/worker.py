@@ -82,21 +82,26 @@ def attempt(cell: Cell, on_step: OnStep | None = None) -> Outcome:
     """Try the cell. Whatever becomes of it is an outcome, and one that matters is kept in the cell's folder."""
     try:
         run(cell, on_step)
-    except BusyError as error:
-        return Outcome(cell, "elsewhere", str(error))
-    except LostError as error:  # whoever has it now tells what becomes of it
+    except (BusyError, LostError) as error:  # whoever has it now tells what becomes of it
         return Outcome(cell, "elsewhere", str(error))
     except preempt.PreemptedError as error:
-        return _kept(Outcome(cell, "preempted", str(error) or "told to stop"), error)
+        return _kept(Outcome(cell, "preempted", str(error) or "told to stop"), _trace(error))
     except DivergedError as error:
-        return _kept(Outcome(cell, "diverged", str(error)), error)
+        return _kept(Outcome(cell, "diverged", str(error)), _trace(error))
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # one cell's trouble must not cost the others
-        return _kept(Outcome(cell, "failed", traceback.format_exception_only(error)[-1].strip()), error)
+        return _kept(Outcome(cell, "failed", traceback.format_exception_only(error)[-1].strip()), _trace(error))
     return Outcome(cell, "ok")
 
 
-def _kept(outcome: Outcome, error: BaseException) -> Outcome:
-    store.write_failure(outcome.cell, outcome.state, "".join(traceback.format_exception(error)))
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _kept(outcome: Outcome, trace: str) -> Outcome:
+    try:
+        store.write_failure(outcome.cell, outcome.state, trace)
+    except OSError as error:  # a full disk, say, which may be what ended the cell
+        outcome.error += f" (which could not be kept: {error})"
     return outcome
 
 
@@ -108,5 +113,4 @@ def lost(cell: Cell, exit_code: int | None) -> Outcome:
     else:
         how = f"ended with exit status {exit_code}"
     error = f"its process {how}"
-    store.write_failure(cell, "failed", error + "\n")
-    return Outcome(cell, "failed", error)
+    return _kept(Outcome(cell, "failed", error), f"{error}\n")
