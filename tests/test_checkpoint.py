@@ -1,7 +1,6 @@
 """A training that is killed goes on to the same bits; what a fault leaves on disk is told apart from what is whole."""
 
 import errno
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -16,11 +15,7 @@ from harness.checkpoint import Checkpoints
 from harness.errors import HarnessError
 from harness.methods.sft import WEIGHTS, Lora, Sft
 from harness.run import run
-
-# Forked from a server that has only imported: quick, and without the threads of this process.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "peft", "transformers", "harness.run", "harness.train", "tests.conftest"])
-STEPS = 6
+from tests.children import in_child
 
 
 def training(**changes: Any) -> Method:
@@ -44,23 +39,7 @@ def elsewhere(cell: Cell, root: Path) -> Cell:
     return other
 
 
-def in_child(work: Callable[..., None], *given: Any) -> int | None:
-    """Run `work` in a process of its own; its exit code, negative for a signal."""
-    process = SERVER.Process(target=work, args=given)
-    process.start()
-    process.join(timeout=60)
-    assert not process.is_alive()
-    return process.exitcode
-
-
-def alone() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def run_and_die_at(cell: Cell, step: int, number: int) -> None:
-    alone()
     preempt.listen()
 
     def watch(now: int, steps: int, values: dict[str, float]) -> None:
@@ -72,7 +51,6 @@ def run_and_die_at(cell: Cell, step: int, number: int) -> None:
 
 def run_and_die_in_write(cell: Cell, number: int, named: bool) -> None:
     """SIGKILL in the making of checkpoint `number`: all written but without its name yet, or just named."""
-    alone()
     real, calls = files.sync, iter(range(1000))
 
     def sync(path: Path) -> None:  # of the file, before it is named, then of its folder

@@ -1,7 +1,6 @@
 """One owner at a time: races, owners that died, paused or moved on, clocks that disagree."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -13,9 +12,7 @@ import pytest
 
 from harness import lease as leases
 from harness.artifact import build_once
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "peft", "transformers", "harness.run", "harness.train", "tests.conftest"])
+from tests.children import SERVER
 
 
 @pytest.fixture

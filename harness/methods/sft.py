@@ -121,14 +121,14 @@ class Sft(Method, Schedule):
 def _save(model: Any, record: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
     """Write adapter and losses; return the record, with the adapter's hash in place of the losses."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = attempt.folder
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = {name: w.contiguous().cpu() for name, w in state.items()}
     attempt.still_ours()
     with whole(folder / WEIGHTS) as scratch:
-        save_file(weights, scratch, metadata={"format": "pt"})
+        scratch.write_bytes(save(weights, metadata={"format": "pt"}))  # safetensors' own writer hides why it failed
     model.peft_config["default"].save_pretrained(str(folder))
     write_jsonl(folder / "losses.jsonl", record.pop("losses"))
     return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
