@@ -44,6 +44,17 @@ cli.main()
 """
 
 
+# Killed as a machine that is switched off, after its third step.
+KILLED = """
+import os, signal, harness.train as train, harness.__main__ as cli
+whole, steps = train._own_passes, iter(range(100))
+def end(*given):
+    if os.environ["RANK"] == "1" and next(steps) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*given)
+train._own_passes = end
+cli.main()
+"""
 WATCHED = """
 import sys, harness.ranks as ranks, harness.__main__ as cli
 whole = ranks.shard
@@ -81,7 +92,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 def files(folder: Path) -> set[Path]:
     found = {p.relative_to(folder) for p in folder.rglob("*")}
-    return {p for p in found if "wandb" not in p.parts}
+    return {p for p in found if "wandb" not in p.parts and not p.name.startswith(".lease-")}
 
 
 def assert_same(alone: Path, together: Path) -> None:
@@ -155,6 +166,24 @@ def test_one_that_fails_ends_all(launch: Callable[..., Any], tmp_path: Path) -> 
     assert done.returncode != 0
     assert "MemoryError: no more room" in done.stderr
     assert not list(tmp_path.rglob(store.TRAINED))
+
+
+@pytest.mark.slow
+def test_killed_on_one_it_goes_on_with_both(
+    launch: Callable[..., Any],
+    config_dir: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    alone = run(compose_cell([*CELL, f"run.root={tmp_path / 'alone'}"], config_dir))
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    cell = [*CELL, "run.checkpoint_seconds=0", "run.root=together"]
+    assert launch(DATA_PARALLEL, str(program), "run", *cell).returncode != 0
+    done = launch(DATA_PARALLEL, "-m", "harness", "run", *cell)
+    assert done.returncode == 0, done.stderr
+    together = tmp_path / "together" / alone.relative_to(tmp_path / "alone")
+    assert read(together, store.RECORD)["training"]["resumed"] == [3]
+    assert_same(alone, together)
 
 
 @pytest.mark.slow
