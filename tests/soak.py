@@ -37,7 +37,7 @@ hypothesis: it survives
 cell: {{base: tiny, data: pairs, evals: quiz, subset_seed: '${{seed}}', wandb.mode: disabled, run.device: cpu,
        run.threads: 1, run.checkpoint_seconds: 0.1}}
 arms:
-  sft: {{method: sft, method.lr: 1e-2, method.min_steps: 60, method.batch_size: 4, size: '{sizes}',
+  sft: {{method: sft, method.lr: 1e-2, method.min_steps: 200, method.batch_size: 4, size: '{sizes}',
         seed: 'range(0,{seeds})'}}
 """
 
@@ -65,24 +65,31 @@ def start(config: Path, root: Path, workers: int, *flags: str) -> subprocess.Pop
     return subprocess.Popen([*command, "--config-dir", str(config)], stdout=log, stderr=log)
 
 
-def disturb(begin: Callable[[], subprocess.Popen[bytes]], chance: random.Random, pause: float) -> int:
-    """Kill the sweep or one of its processes again and again, beginning it anew where it ended, until it is done.
+def disturb(begin: Callable[[], subprocess.Popen[bytes]], root: Path, chance: random.Random, kills: int) -> None:
+    """Kill the sweep or one of its workers, as often as told, and begin it anew where it ended, until it is done.
 
-    Returns the number of kills. The pause between two grows a little each time, so there is an end.
+    A kill waits for something new in the store, so there is an end however slow the machine.
     """
-    kills, sweep = 0, begin()
+    sweep = begin()
     while True:
-        until = time.monotonic() + chance.uniform(0.5, 1.5) * pause
-        while time.monotonic() < until and sweep.poll() is None:
+        before = kept(root)
+        while sweep.poll() is None and (not kills or kept(root) == before):
             time.sleep(0.05)
         if sweep.poll() == 0:
-            return kills
+            return
         if sweep.poll() is not None:
             sweep = begin()
             continue
+        time.sleep(chance.uniform(0, 1))
         victims = [sweep.pid] + 3 * workers_of(sweep.pid)
         os.kill(chance.choice(victims), signal.SIGKILL)
-        kills, pause = kills + 1, pause * 1.05
+        kills -= 1
+
+
+def kept(root: Path) -> set[str]:
+    """Checkpoints, adapters, scores and records."""
+    found = ((at, name) for at, _, names in os.walk(root) for name in names)  # what goes away meanwhile is no trouble
+    return {at + name for at, name in found if name.endswith((".safetensors", ".json")) and name[0] != "."}
 
 
 def workers_of(pid: int) -> list[int]:
@@ -111,14 +118,14 @@ def contents(root: Path) -> dict[str, Any]:
     return found
 
 
-def soak(folder: Path, *, sizes: str, seeds: int, workers: int, pause: float, seed: int) -> str:
+def soak(folder: Path, *, sizes: str, seeds: int, workers: int, kills: int, seed: int) -> str:
     """Run both sweeps and compare; returns what happened, raises AssertionError where they differ."""
     config = write_sweep(folder, sizes, seeds)
     began = time.monotonic()
     assert start(config, folder / "calm", 2).wait() == 0, (folder / "calm.log").read_text()
     calm = time.monotonic() - began
     begin = lambda: start(config, folder / "chaos", workers, "--retry-failed")  # noqa: E731
-    kills = disturb(begin, random.Random(seed), pause)
+    disturb(begin, folder / "chaos", random.Random(seed), kills)
     wanted, got = contents(folder / "calm"), contents(folder / "chaos")
     assert wanted.keys() == got.keys()
     for cell in wanted:
@@ -140,4 +147,4 @@ if __name__ == "__main__":
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         sizes = "4,6,8,12,16,24,32,48,64,96"
-        print(soak(Path(scratch), sizes=sizes, seeds=3, workers=3, pause=6.0, seed=given.seed))
+        print(soak(Path(scratch), sizes=sizes, seeds=3, workers=3, kills=40, seed=given.seed))

@@ -9,4 +9,4 @@ from tests.soak import soak
 
 @pytest.mark.slow
 def test_a_sweep_killed_at_random_leaves_what_an_undisturbed_one_leaves(tmp_path: Path) -> None:
-    print(soak(tmp_path, sizes="4,8,16", seeds=1, workers=2, pause=6.0, seed=1))
+    print(soak(tmp_path, sizes="4,8,16", seeds=1, workers=2, kills=5, seed=1))
