@@ -23,6 +23,7 @@ ROWS = [
     {"harness.plan", "harness.show"},
     {"harness.engines"},
     {"harness.app"},
+    {"harness.commands"},
     {"harness.__main__"},
 ]
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}

@@ -1,0 +1,89 @@
+"""What several commands share: arguments, a sweep's cells, its records, report and figures, and how it ended."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import ranks
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.cell import Cell
+    from harness.engines.worker import Outcome
+
+
+def new_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(f"harness {command}", description=description, epilog=f"example: {example}")
+
+
+def sweep_arguments(command: str, arguments: list[str]) -> tuple[argparse.Namespace, "list[Cell]", str]:
+    from harness.compose import users_folder
+    from harness.sweep import sweep_cells
+
+    parser = new_parser(
+        command,
+        "NAME is a file in sweeps/ (yours or the project's) or a path. Overrides are Hydra's: key=value, key=a,b or "
+        "key=range(0,5) replace that axis in every arm; arms.NAME.key=values in one arm; ~arms.NAME leaves an arm out.",
+        f"harness {command} pocket size=4,16,64 run.workers=2",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*")
+    parser.add_argument("--config-dir", help="your own configuration folder, with sweeps/ in it")
+    parser.add_argument("--cfg", action="store_true", help="print the composed cells as YAML and stop")
+    if command == "sweep":
+        parser.add_argument("--retry-failed", action="store_true", help="run cells again that failed or diverged")
+    parsed = parser.parse_intermixed_args(arguments)
+    sweep, cells = sweep_cells(parsed.name, parsed.overrides, users_folder(parsed.config_dir))
+    return parsed, cells, sweep.hypothesis
+
+
+def print_cells(cells: "list[Cell]") -> int:
+    from omegaconf import OmegaConf
+
+    from harness.run import as_dict
+
+    for cell in cells:
+        print(f"--- # {cell.folder()}\n{OmegaConf.to_yaml(OmegaConf.create(as_dict(cell)))}", end="")
+    return 0
+
+
+def draw(folder: Path, mirror: "Cell | None" = None) -> None:
+    """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say."""
+    if not ranks.first():
+        return
+    from analysis.curves import points, telling
+    from analysis.report import write_report
+    from harness import board
+    from harness.store import provenance, read_json
+
+    about = folder / "sweep.json"
+    frame = load_frame(folder)
+    facts = read_json(about) if about.exists() else {"command": typed("report", [str(folder)]), "hypothesis": ""}
+    page = write_report(frame, folder, sweep=folder.name, provenance=provenance(), **facts)
+    figure = folder / "curves.png"
+    if mirror and figure.exists():
+        table = telling(points(frame))
+        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=table, figure=figure, folder=folder)
+    print(page, *([figure] if figure.exists() else []), sep="\n")
+
+
+def load_frame(folder: Path):  # a DataFrame; pandas is imported only when needed
+    from harness.store import load
+
+    frame = load(folder)
+    if frame.empty:
+        raise HarnessError(f"{folder} holds no finished cells; run a sweep first, e.g. harness sweep pocket")
+    return frame
+
+
+def typed(command: str, arguments: list[str]) -> str:
+    return shlex.join(["harness", command, *arguments])
+
+
+def print_failed(failed: "list[Outcome]") -> int:
+    """The exit status."""
+    for outcome in failed:
+        print(f"{outcome.state}: {outcome.cell.folder()}: {outcome.error}", file=sys.stderr)
+    return 1 if failed else 0
