@@ -25,6 +25,7 @@ EVALUATION_SEMANTICS = 1
 OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
+Shapes = dict[str, tuple[int, ...]]  # of a base's weights, by name: (out, in) of a linear layer
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -109,6 +110,7 @@ class Run:
     checkpoint_seconds: float = 300.0  # between two states kept on disk, from which a killed training goes on
     eval_backend: str = "shared"  # prompts that begin alike computed once | hf, vllm: lm-eval's own
     kv_cache_gib: float = 4.0  # of the shared backend, for the keys and values of answers in progress
+    keep: str = "all"  # adapters, when their cells are done: all | last (of each curve the largest size) | best | none
     profile: bool = False  # tell where the time of a cell went, and keep it beside the record as profile.json
     eval_batch_size: int = 16  # prompts at once, where they are not laid end to end
 
@@ -147,6 +149,19 @@ class Method:
     name: ClassVar[str]
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    flops_a_token: ClassVar[int] = 0  # of training, for each parameter of the base
+
+    def drawn(self, size: int) -> int:
+        """Examples that training goes through, repeats counted."""
+        return 0
+
+    def steps(self, size: int) -> int:
+        """Optimizer steps."""
+        return 0
+
+    def trained_parameters(self, linear: Shapes) -> int:
+        """How many weights are trained, given the linear layers of the base."""
+        return 0
 
     def demonstrations(self, examples: Sequence[Any]) -> list[Message]:
         """The turns put before every question; none for a method that trains."""

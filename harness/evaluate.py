@@ -8,9 +8,12 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import random
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks.manager import TaskDict
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
+ANSWER_TOKENS = 256  # lm-eval's own default, where a task says nothing
 
 
 def identity(name: str, task: Task) -> dict[str, Any]:
@@ -58,6 +62,36 @@ def check(name: str, task: Task) -> None:
     given = {f"{metric}/{f.name}" for m in members for metric in getattr(m, "_metric_fn_list", {}) for f in m._filters}
     if task.headline and given and task.headline not in given:
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much a task asks, as plain text."""
+
+    items: int
+    characters: float  # of one item's prompt, its choices counted, what they share counted once
+    answer_tokens: float  # that one item's answer may at most have, where the model writes one
+
+
+SAMPLE = 8  # items from which an extent is told
+
+
+def extent(name: str, task: Task) -> Extent:
+    """From the first items of each part of the task; no model is needed."""
+    items, characters, answers = 0, 0.0, 0.0
+    for member in _load(name, task)["tasks"].values():
+        count = min(len(member.eval_docs), task.limit or sys.maxsize)
+        sample = min(count, SAMPLE)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            member.build_all_requests(limit=sample)
+        prompts = {(r.doc_id, r.args[0]) for r in member.instances}
+        behind = [r.args[1] for r in member.instances if len(r.args) > 1]
+        items += count
+        characters += sum(len(p) for _, p in prompts) * count / sample
+        characters += sum(len(c) for c in behind if isinstance(c, str)) * count / sample
+        most = [c.get("max_gen_toks", ANSWER_TOKENS) for c in behind if isinstance(c, dict)]
+        answers += sum(most) * count / sample
+    return Extent(items, characters / items, answers / items)
 
 
 def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """What a sweep needs: each cell's state, and every check that can fail before anything trains."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness import base as bases
-from harness import evaluate, store
+from harness import evaluate, retention, store
 from harness import lease as leases
 from harness.cell import Base, Cell, Task, fingerprint
 from harness.data.subset import subset_identity
@@ -21,6 +21,7 @@ class Planned:
     cell: Cell
     state: str
     why: str = ""  # what differs, for a drifted cell; who is at it, for a running one
+    unscored: list[str] = field(default_factory=list)  # evaluations that are still to be made
 
 
 def plan(cells: list[Cell]) -> list[Planned]:
@@ -51,12 +52,13 @@ def _state(cell: Cell, identity: dict[str, Any], wanted: dict[str, Any]) -> Plan
         return Planned(cell, DRIFTED, str(error))
     if store.is_done(cell, wanted):
         return Planned(cell, DONE)
+    unscored = [name for name, its in wanted.items() if not store.score_path(folder, name, its).exists()]
     if owner := leases.owner(folder):
-        return Planned(cell, RUNNING, owner)
+        return Planned(cell, RUNNING, owner, unscored)
     if (status := store.last_status(folder)) in FAILED:
-        return Planned(cell, status)
+        return Planned(cell, status, unscored=unscored)
     begun = (folder / store.TRAINED).exists() or any(folder.glob("checkpoints/*/step*"))
-    return Planned(cell, PARTLY if begun else MISSING)
+    return Planned(cell, PARTLY if begun else MISSING, unscored=unscored)
 
 
 def to_run(planned: list[Planned], *, retry_failed: bool) -> list[Cell]:
@@ -84,6 +86,8 @@ def check(cells: list[Cell]) -> None:
 
     for cell in cells:
         evaluate.check_backend(cell.run)
+        retention.check_keep(cell.run.keep)
+        retention.check_kept(cell.folder())
         # A base that is made (pocket) may not exist yet; it is ours and has a template.
         if not cell.base.make and new("base", cell.base.path, cell.base.revision, cell.base.chat_template):
             bases.check_chat(cell.base)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import base as bases
-from harness import board, evaluate, ranks, store
+from harness import board, evaluate, ranks, retention, store
 from harness import lease as leases
 from harness.cell import Attempt, Cell, OnStep, fingerprint
 from harness.clock import Clock, part, running
@@ -140,6 +140,7 @@ def _work(
     if ranks.first():
         (folder / store.FAILURE).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        retention.prune(cell)
     mirror.finish(summary)
 
 
@@ -164,6 +165,7 @@ def _record(
         "wall_seconds": time.time() - started,
         "processes": ranks.count(),
         "peak_memory_bytes": _peak_memory(),
+        "device": _device(),
         "provenance": store.provenance(),
     }
 
@@ -183,6 +185,13 @@ def _mirrored(cell: Cell, identity: dict[str, Any], folder: Path) -> dict[str, A
         "config": {**config, "evals": sorted(cell.evals), "fingerprint": fingerprint(identity)},
         "folder": folder,
     }
+
+
+def _device() -> str:
+    """What computed it."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _peak_memory() -> int:

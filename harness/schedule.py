@@ -27,6 +27,10 @@ class Schedule:
         """Optimizer steps for so many examples."""
         return max(self.min_steps, self.epochs * math.ceil(examples / self.batch_size))
 
+    def drawn(self, examples: int) -> int:
+        """Examples gone through, repeats counted."""
+        return max(self.epochs * examples, self.min_steps * min(self.batch_size, examples))
+
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of step 0, 1, ..., steps - 1."""
         warm = round(self.warmup * steps)

@@ -25,6 +25,7 @@ from harness.errors import HarnessError
 from harness.files import whole
 
 RECORD, TRAINED, FAILURE = "record.json", "train.json", "failure.json"
+WEIGHTS = "adapter_model.safetensors"  # where a method trains one
 
 
 def write_json(path: Path, value: Any, *, once: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The commands as a person types them, on a tiny real base: sweep, re-run, report, show, eval, and bad input."""
 
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,21 @@ def test_a_sweep_from_plan_to_report_and_an_eval_added_later(harness, config_dir
     assert (status, out.startswith("3 cells done; ")) == (0, True)
     status, out, _ = harness("report", "runs/mine")
     assert (status, "runs/mine/report.html" in out) == (0, True)
+
+
+def test_what_a_sweep_takes_is_told_before_and_after(harness):
+    given = ["mine", *SMALL, "--price", "3.5"]
+    status, out, err = harness("plan", *given, "--teraflops", "0.01", "--json")
+    before = json.loads(out)
+    assert (status, [cell["state"] for cell in before["cells"]]) == (0, ["missing"] * 3), err
+    assert before["to_do"]["examples"] == 6
+    assert before["to_do"]["price"] == pytest.approx(3.5 * before["to_do"]["seconds"] / 3600)
+    _, out, _ = harness("sweep", *given)
+    assert "to do: 6 examples" in out
+    assert "at 3.5 per GPU-hour" in out
+    assert "stays: 1 adapters" in out
+    _, out, _ = harness("plan", *given)
+    assert "3 cells: 3 done\ndone: 6 examples" in out
 
 
 def test_a_sweep_whose_training_fails_says_so_and_still_reports(harness):

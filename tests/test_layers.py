@@ -14,13 +14,14 @@ ROWS = [
     {"harness.artifact"},
     {"harness.cell", "harness.pocket"},
     {"harness.checkpoint", "harness.store", "harness.data", "harness.board", "harness.scoring"},
-    {"harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
+    {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
     {"harness.methods"},
-    {"harness.prompts", "harness.compose"},
+    {"harness.prompts", "harness.compose", "harness.weights"},
     {"harness.lm", "harness.vllm"},
     {"harness.evaluate"},
     {"harness.run", "harness.sweep"},
-    {"harness.plan", "harness.show"},
+    {"harness.plan", "harness.show", "harness.history"},
+    {"harness.cost"},
     {"harness.engines"},
     {"harness.app"},
     {"harness.commands"},
@@ -34,7 +35,10 @@ DOORS = {
     "matplotlib": {"analysis"},
     "reasoning_gym": {"harness.data"},
     "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}
-    | {"harness.engines"},  # below the command line only `hydra.utils.instantiate`, for what a configuration makes
+    | {
+        "harness.engines",
+        "harness.weights",
+    },  # below the command line only `hydra.utils.instantiate`, for what a configuration makes
 }
 FILES = sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])
 

@@ -32,6 +32,12 @@ def sweep_arguments(command: str, arguments: list[str]) -> tuple[argparse.Namesp
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*")
     parser.add_argument("--config-dir", help="your own configuration folder, with sweeps/ in it")
     parser.add_argument("--cfg", action="store_true", help="print the composed cells as YAML and stop")
+    parser.add_argument("--price", type=float, help="of a GPU-hour, in any currency: totals show what it costs")
+    parser.add_argument(
+        "--teraflops", type=float, help="of a large matrix product where the cells will run; else it is measured here"
+    )
+    if command == "plan":
+        parser.add_argument("--json", action="store_true", help="all numbers, for programs")
     if command == "sweep":
         parser.add_argument("--retry-failed", action="store_true", help="run cells again that failed or diverged")
     parsed = parser.parse_intermixed_args(arguments)

@@ -1,6 +1,7 @@
 """`harness eval`: score finished cells on more tasks."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from harness import ranks
@@ -9,6 +10,7 @@ from harness.compose import composed, from_dict, hydra_ready, to_cell, users_fol
 from harness.engines.local import not_done, run_cells
 from harness.errors import HarnessError
 from harness.plan import check, plan, to_run
+from harness.retention import was_kept
 from harness.store import RECORD, read_json, records
 
 
@@ -39,10 +41,13 @@ def main(arguments: list[str]) -> int:
             cells.append(cell)
     if not cells:
         raise HarnessError(f"{parsed.runs} holds no finished cells; run a sweep first")
-    waiting = to_run(ranks.agree(lambda: plan(cells)), retry_failed=True)
+    asked_of = [cell for cell in cells if was_kept(cell.folder())]
+    if gone := len(cells) - len(asked_of):
+        print(f"{gone} cells left out: their adapters were not kept (run.keep)", file=sys.stderr)
+    waiting = to_run(ranks.agree(lambda: plan(asked_of)), retry_failed=True)
     check(waiting)
     failed = not_done(run_cells(waiting, asked.run.workers, asked.run.threads))
-    scored, before = len(waiting) - len(failed), len(cells) - len(waiting)
+    scored, before = len(waiting) - len(failed), len(asked_of) - len(waiting)
     print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
     draw(parsed.runs, mirror=cells[0] if waiting else None)
     return print_failed(failed)

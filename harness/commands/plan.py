@@ -1,7 +1,17 @@
-"""`harness plan`: what a sweep would run, and what is done."""
+"""`harness plan`: what a sweep would run, what is done, and what each cell costs."""
+
+import argparse
+import dataclasses
+import json
+import math
+from typing import Any
+
+from tqdm import tqdm
 
 from harness import plan as plans
 from harness.commands.common import print_cells, sweep_arguments
+from harness.cost import Cost, Estimator, total
+from harness.plan import DONE, Planned
 
 
 def main(arguments: list[str]) -> int:
@@ -9,14 +19,91 @@ def main(arguments: list[str]) -> int:
     if parsed.cfg:
         return print_cells(cells)
     planned = plans.plan(cells)
-    for p in planned:
-        print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]")
-    print(summary(planned))
     plans.check(plans.to_run(planned, retry_failed=True))
+    estimator = _estimator(planned, parsed)
+    costs = [estimator.cost(p) for p in tqdm(planned, "costs", unit="cell", delay=2, disable=None, leave=False)]
+    if parsed.json:
+        print(json.dumps(as_json(planned, costs, estimator, parsed.price), indent=1))
+        return 0
+    for p, cost in zip(planned, costs, strict=True):
+        print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_line(cost)}")
+    print("\n".join([_states(planned), *_totals(planned, costs, estimator, parsed.price)]))
     return 0
 
 
-def summary(planned: list[plans.Planned]) -> str:
+def totals(planned: list[Planned], parsed: argparse.Namespace) -> list[str]:
+    """How many cells are in which state; where something is left to do, what it takes, what was spent, what stays."""
+    if all(p.state == DONE for p in planned):  # asking what it took would load lm-eval and the tasks
+        return [_states(planned)]
+    estimator = _estimator(planned, parsed)
+    return [_states(planned), *_totals(planned, [estimator.cost(p) for p in planned], estimator, parsed.price)]
+
+
+def _estimator(planned: list[Planned], parsed: argparse.Namespace) -> Estimator:
+    return Estimator(planned, parsed.teraflops and parsed.teraflops * 1e12)
+
+
+def _states(planned: list[Planned]) -> str:
     states = [p.state for p in planned]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
-    return f"{len(planned)} cells: {counts}"
+    return f"{len(planned)} cells: " + ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
+
+
+def _totals(planned: list[Planned], costs: list[Cost], estimator: Estimator, price: float | None) -> list[str]:
+    lines, run = [], planned[0].cell.run
+    spent, left = _parts(planned, costs)
+    if any(p.state != DONE for p in planned):
+        workers = f" with {run.workers} workers" if run.workers > 1 else ""
+        basis = estimator.basis()
+        each = dataclasses.replace(left, seconds=left.seconds / run.workers)
+        lines.append(f"to do: {_line(each, workers, left, price)}" + f"  ({basis})" * bool(basis))
+    if any(p.state == DONE for p in planned):
+        lines.append(f"done: {_line(spent, ' of one worker', spent, price)}")
+    if any(p.cell.method.trains for p in planned):
+        count = len(estimator.staying)
+        lines.append(f"stays: {count} adapters, {_bytes((spent + left).disk_bytes)} (run.keep={run.keep})")
+    return lines
+
+
+def as_json(planned: list[Planned], costs: list[Cost], estimator: Estimator, price: float | None) -> dict[str, Any]:
+    """Numbers in base units: tokens, FLOPs, seconds of one worker, bytes; null where not known."""
+    spent, left = _parts(planned, costs)
+
+    def told(cost: Cost) -> dict[str, Any]:
+        values = {**dataclasses.asdict(cost), "price": price and price * cost.seconds / 3600}
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+    cells = [
+        {"folder": str(p.cell.folder()), "state": p.state, "why": p.why, "evals": list(p.cell.evals), **told(cost)}
+        for p, cost in zip(planned, costs, strict=True)
+    ]
+    return {"cells": cells, "done": told(spent), "to_do": told(left), "basis": estimator.basis()}
+
+
+def _parts(planned: list[Planned], costs: list[Cost]) -> tuple[Cost, Cost]:
+    """What was spent on cells that are done, and what is left to do."""
+    both = list(zip(planned, costs, strict=True))
+    return total(c for p, c in both if p.state == DONE), total(c for p, c in both if p.state != DONE)
+
+
+def _line(cost: Cost, who: str = "", of_one: Cost | None = None, price: float | None = None) -> str:
+    text = f"{cost.examples:,} examples, {_count(cost.tokens)} tokens, {_count(cost.train_flops)} training + "
+    text += f"{_count(cost.eval_flops)} evaluation FLOPs, {_duration(cost.seconds)}{who}, {_bytes(cost.memory_bytes)}"
+    if price is not None and of_one:
+        text += f", {price * of_one.seconds / 3600:,.2f} at {price:g} per GPU-hour"
+    return text
+
+
+def _count(number: float) -> str:
+    if math.isnan(number):
+        return "unknown"
+    return f"{number:.2e}" if number >= 1e9 else f"{number:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return "unknown time" if math.isnan(seconds) else str(tqdm.format_interval(seconds))
+
+
+def _bytes(number: float) -> str:
+    if math.isnan(number):
+        return "unknown size"
+    return f"{number / 2**30:.2f} GiB" if number >= 2**27 else f"{number / 2**20:.1f} MiB"

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from harness import plan as plans
-from harness import ranks
+from harness import ranks, retention
 from harness.commands.common import draw, print_cells, print_failed, sweep_arguments, typed
-from harness.commands.plan import summary
+from harness.commands.plan import totals
 from harness.engines.local import not_done, run_cells
 from harness.store import write_json
 
@@ -17,13 +17,15 @@ def main(arguments: list[str]) -> int:
         return print_cells(cells)
     planned = ranks.agree(lambda: plans.plan(cells))
     waiting = plans.to_run(planned, retry_failed=parsed.retry_failed)
-    print(summary(planned))
     plans.check(waiting)
+    if ranks.first():
+        print("\n".join(totals(planned, parsed)), flush=True)
     run, name = cells[0].run, cells[0].sweep
     outcomes = run_cells(waiting, run.workers, run.threads)
     folder = Path(run.root, name)
     about = {"command": typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
     ranks.agree(lambda: write_json(folder / "sweep.json", about))
+    ranks.agree(lambda: [retention.prune(cell) for cell in cells])
     draw(folder, mirror=cells[0] if outcomes else None)
     left = [p for p in planned if p.state in plans.FAILED and p.cell not in waiting]
     for p in left:

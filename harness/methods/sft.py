@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import ranks
 from harness.artifact import sha256_file
-from harness.cell import Adapted, Attempt, Cell, Method
+from harness.cell import Adapted, Attempt, Cell, Method, Shapes
 from harness.clock import part
 from harness.errors import HarnessError
 from harness.files import whole
+from harness.retention import check_kept
 from harness.schedule import Schedule
-from harness.store import TRAINED, read_json, write_jsonl
+from harness.store import TRAINED, WEIGHTS, read_json, write_jsonl
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass
@@ -56,11 +55,16 @@ class Lora:
 
 
 @dataclass
-class Sft(Method, Schedule):
+class Sft(Schedule, Method):
     name: ClassVar[str] = "sft"
+    flops_a_token: ClassVar[int] = 4  # forward, and backward through the frozen weights, whose gradients nobody needs
 
     max_length: int = 2048  # tokens of one example; what is longer is cut and counted in the record
     lora: Lora = field(default_factory=Lora)
+
+    def trained_parameters(self, linear: Shapes) -> int:
+        named = [s for name, s in linear.items() if any(target in name for target in self.lora.target_modules)]
+        return sum(self.lora.rank * sum(shape) for shape in named or linear.values())
 
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
@@ -139,7 +143,8 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors.torch import load_file
 
     record = read_json(folder / TRAINED)["training"]
-    if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
+    check_kept(folder)
+    if sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
         raise HarnessError(f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again")
     return record, load_file(folder / WEIGHTS)
 

@@ -38,6 +38,10 @@ class PocketBase:
             corpus=corpus.constants(),
         )
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its weights, by name; nothing is built."""
+        return pretrain.shapes(BASES[self.size], len(tokenizer.vocabulary()))
+
     def path(self) -> Path:
         folder = cache_dir() / "pocket" / f"base-{self.size}-{self.identity()[:12]}"
         return build_once(folder, lambda scratch: pretrain.pretrain(BASES[self.size], scratch))

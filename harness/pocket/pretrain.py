@@ -31,6 +31,18 @@ class Recipe:
     seed: int = 0
 
 
+def shapes(recipe: Recipe, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Of the weights of the model that `pretrain` makes, by name."""
+    hidden, wide = recipe.hidden, recipe.feed_forward
+    block: dict[str, tuple[int, ...]] = {f"self_attn.{which}_proj.weight": (hidden, hidden) for which in "qkvo"}
+    block |= {"mlp.gate_proj.weight": (wide, hidden), "mlp.up_proj.weight": (wide, hidden)}
+    block |= {"mlp.down_proj.weight": (hidden, wide)}
+    block |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    outside = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    layers = {f"model.layers.{n}.{name}": shape for n in range(recipe.layers) for name, shape in block.items()}
+    return {**outside, **layers, "model.norm.weight": (hidden,)}
+
+
 def pretrain(recipe: Recipe, folder: Path) -> None:
     """Train the model and write an ordinary transformers folder.
 

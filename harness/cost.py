@@ -1,0 +1,212 @@
+"""What cells will take before anything runs: tokens, FLOPs, time, memory, disk, price.
+
+Sizes follow from the configuration. A token costs 2N FLOPs forward, 6N in training of all weights (Kaplan et al. 2020,
+arXiv 2001.08361) and 4N with LoRA, where no gradient of the base's own weights is computed; N counts all parameters,
+attention's own products are left out. Time and memory are what finished cells under the same root measured; where
+nothing was, a rule: `SUSTAINED` of a matrix product's speed on this machine, or the speed that is given, plus
+`STEP_SECONDS`, `ITEM_SECONDS` and `CELL_SECONDS`.
+"""
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import evaluate, retention, store
+from harness import weights as weight_files
+from harness.base import load_tokenizer
+from harness.cell import Cell, Shapes
+from harness.data.chat import tokenize_all
+from harness.history import History, read_finished
+from harness.methods import methods
+from harness.plan import DONE, Planned
+from harness.run import subset_of
+
+SUSTAINED = 0.4  # share of a large matrix product's speed that training and evaluation keep up
+STEP_SECONDS, ITEM_SECONDS, CELL_SECONDS = 0.02, 0.005, 1.0  # least time of a step, an item, and beside both
+TOKEN_CHARACTERS = 4.0  # where no tokenizer is at hand
+SAMPLE = 64  # examples whose tokens are counted
+LIBRARIES = 0.7 * 2**30  # bytes of a process that has loaded torch, transformers and lm-eval and nothing else
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a cell that is done what it took, else what is left of it. NaN is what cannot be known."""
+
+    examples: int = 0
+    tokens: float = 0.0  # trained on, prompts and repeats counted
+    train_flops: float = 0.0
+    eval_flops: float = 0.0  # at most: every answer as long as it may be
+    seconds: float = 0.0  # of one worker
+    memory_bytes: float = 0.0  # of one worker; the most of any cell in a sum
+    disk_bytes: float = 0.0  # the adapter, if it stays
+
+    def __add__(self, other: "Cost") -> "Cost":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)}
+        return Cost(**{**sums, "memory_bytes": _most(self.memory_bytes, other.memory_bytes)})
+
+
+def _most(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())
+
+
+class Estimator:
+    """``Estimator(planned, speed).cost(p)`` for each of `planned`; `speed` in FLOP/s stands in for measuring one."""
+
+    def __init__(self, planned: list[Planned], speed: float | None = None) -> None:
+        cells = [p.cell for p in planned]
+        self.bases = {cell.base.name: cell.base for cell in cells}
+        self.tasks = {name: task for cell in cells for name, task in cell.evals.items()}
+        self.staying = {cell.folder() for cell in retention.kept(cells)}
+        self.largest = {(c.base.name, c.data.name): c for c in sorted(cells, key=lambda c: c.size)}
+        self.given = speed
+        self.finished = read_finished(Path(cells[0].run.root))
+        self.history = self._learn()
+
+    def basis(self) -> str:
+        """What the times rest on, for people."""
+        if self.history.cells:
+            where = f" on {self.history.device}" if self.history.device else ""
+            return f"times and memory from {self.history.cells} finished cells{where}"
+        return f"assuming {SUSTAINED * self.speed / 1e12:.3g} TFLOP/s" if self.__dict__.get("speed") else ""
+
+    def cost(self, planned: Planned) -> Cost:
+        cell, folder = planned.cell, planned.cell.folder()
+        stays = folder in self.staying
+        if planned.state == DONE:
+            return self._spent(cell, stays)
+        trained = self._of_training(cell, stays)
+        if (folder / store.TRAINED).exists():
+            trained = dataclasses.replace(trained, tokens=0.0, train_flops=0.0, seconds=0.0)
+        beside = self.history.overhead(cell.base.name)
+        rest = Cost(seconds=CELL_SECONDS if beside is None else beside, memory_bytes=self._memory(cell))
+        return sum((self._of_evaluation(cell, name) for name in planned.unscored), trained + rest)
+
+    def _spent(self, cell: Cell, stays: bool) -> Cost:
+        record, scored = self.finished[cell.folder()]
+        training = record["training"]
+        tokens, seconds = training.get("tokens", 0), training.get("seconds", 0.0)
+        return Cost(
+            examples=cell.size,
+            tokens=tokens,
+            train_flops=cell.method.flops_a_token * self.parameters(cell.base.name) * tokens,
+            eval_flops=sum(self._eval_flops(cell.base.name, name) for name in scored if name in self.tasks),
+            seconds=seconds + sum(s["seconds"] for s in scored.values()),
+            memory_bytes=record["peak_memory_bytes"],
+            disk_bytes=4.0 * training.get("trained_parameters", 0) * stays,
+        )
+
+    def _of_training(self, cell: Cell, stays: bool) -> Cost:
+        if not cell.method.trains:
+            return Cost(examples=cell.size)
+        tokens = cell.method.drawn(cell.size) * self._example_tokens(cell)
+        flops = cell.method.flops_a_token * self.parameters(cell.base.name) * tokens
+        steps = cell.method.steps(cell.size)
+        seconds = self.history.training.seconds(_how(cell), steps, flops)
+        if seconds is None:
+            seconds = steps * STEP_SECONDS + flops / (SUSTAINED * self.speed)
+        disk = 4.0 * self._trained_parameters(cell) if stays else 0.0
+        return Cost(cell.size, tokens, flops, seconds=seconds, disk_bytes=disk)
+
+    def _of_evaluation(self, cell: Cell, name: str) -> Cost:
+        items, flops = self._extent(name).items, self._eval_flops(cell.base.name, name)
+        seconds = self.history.evaluation.seconds((cell.base.name, name, cell.method.name), items, flops)
+        if seconds is None:
+            seconds = items * ITEM_SECONDS + flops / (SUSTAINED * self.speed)
+        return Cost(eval_flops=flops, seconds=seconds)
+
+    def _memory(self, cell: Cell) -> float:
+        """Measured; else weights, optimizer and activations, the inputs and outputs of every linear layer in bf16."""
+        if (measured := self.history.memory(cell.base.name)) is not None:
+            return measured
+        if not (shapes := self._shapes(cell.base.name)):
+            return math.nan
+        width = {"float32": 4, "float64": 8}.get(cell.base.dtype, 2)
+        linear = weight_files.linear(shapes)
+        training = 16.0 * self._trained_parameters(cell)  # fp32 weight, gradient and Adam's two moments
+        if cell.method.trains:
+            training += cell.run.tokens_per_pass * sum(2.0 * sum(shape) for shape in linear.values())
+            training += 8.0 * cell.run.tokens_per_pass * max(max(shape) for shape in shapes.values())  # logits
+        answers = 2**30 * cell.run.kv_cache_gib if any(self._extent(name).answer_tokens for name in cell.evals) else 0
+        return LIBRARIES + width * self.parameters(cell.base.name) + max(training, answers)
+
+    def parameters(self, base: str) -> float:
+        """N; NaN where no file tells."""
+        return float(weight_files.parameters(shapes)) if (shapes := self._shapes(base)) else math.nan
+
+    @functools.cached_property
+    def speed(self) -> float:
+        """FLOP/s of a large matrix product: as given, else measured here and now."""
+        return self.given or matrix_speed(next(iter(self.bases.values())).dtype)
+
+    def _learn(self) -> History:
+        devices = [record.get("device", "") for record, _ in self.finished.values()]
+        history = History(device=devices[-1] if devices else "")
+        for record, scored in self.finished.values():
+            base = record["row"]["base"]
+            if base not in self.bases or record.get("device", "") != history.device or not self._shapes(base):
+                continue
+            method = methods()[record["row"]["method"]]
+            trained = method.flops_a_token * self.parameters(base) * record["training"].get("tokens", 0)
+            asked = {name: self._eval_flops(base, name) for name in scored if name in self.tasks}
+            history.learn(record, {name: scored[name] for name in asked}, trained, asked)
+        return history
+
+    def _eval_flops(self, base: str, name: str) -> float:
+        extent = self._extent(name)
+        tokens = extent.items * (extent.characters / TOKEN_CHARACTERS + extent.answer_tokens)
+        return 2 * self.parameters(base) * tokens
+
+    @functools.cache  # noqa: B019  as many as there are tasks, for as long as a plan is made
+    def _extent(self, name: str) -> evaluate.Extent:
+        return evaluate.extent(name, self.tasks[name])
+
+    @functools.cache  # noqa: B019
+    def _shapes(self, base: str) -> Shapes | None:
+        return weight_files.shapes(self.bases[base])
+
+    def _trained_parameters(self, cell: Cell) -> float:
+        shapes = self._shapes(cell.base.name)
+        return cell.method.trained_parameters(weight_files.linear(shapes)) if shapes else math.nan
+
+    def _example_tokens(self, cell: Cell) -> float:
+        names = cell.base.name, cell.data.name
+        return self.history.example_tokens(*names) or self._sampled_tokens(*names)
+
+    @functools.cache  # noqa: B019
+    def _sampled_tokens(self, base: str, data: str) -> float:
+        """Of an example, on average; by characters where the tokenizer is not made yet or takes long to load (GGUF)."""
+        cell = self.largest[base, data]
+        dialogues = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
+        if cell.base.make or cell.base.gguf_file:
+            characters = sum(len(turn["content"]) for messages in dialogues for turn in messages)
+            return characters / TOKEN_CHARACTERS / len(dialogues)
+        cut = getattr(cell.method, "max_length", sys.maxsize)
+        lengths = [min(cut, len(d.ids)) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
+        return sum(lengths) / len(lengths)
+
+
+def _how(cell: Cell) -> tuple[str, ...]:
+    return (cell.base.name, f"{cell.method.name} {cell.variant()}", cell.data.name)
+
+
+def matrix_speed(dtype: str, size: int = 2048) -> float:
+    """FLOP/s of a product of two square matrices on the device that would be used; takes a second at most."""
+    import torch
+
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=place)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()  # which waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
