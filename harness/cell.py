@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from harness.errors import HarnessError
+from harness.shapes import Shapes
 
 # Raise when a change of the code changes what the same configuration means: old records then show as drifted.
 TRAINING_SEMANTICS = 1
@@ -25,7 +26,6 @@ EVALUATION_SEMANTICS = 1
 OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
-Shapes = dict[str, tuple[int, ...]]  # of a base's weights, by name: (out, in) of a linear layer
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -150,6 +150,7 @@ class Method:
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     flops_a_token: ClassVar[int] = 0  # of training, for each parameter of the base
+    stored_in_full: ClassVar[bool] = False  # in the base's own type; an adapter is kept in float32
 
     def drawn(self, size: int) -> int:
         """Examples that training goes through, repeats counted."""
@@ -159,8 +160,8 @@ class Method:
         """Optimizer steps."""
         return 0
 
-    def trained_parameters(self, linear: Shapes) -> int:
-        """How many weights are trained, given the linear layers of the base."""
+    def trained_parameters(self, shapes: Shapes) -> int:
+        """How many weights are trained, on a base whose weights have these shapes."""
         return 0
 
     def demonstrations(self, examples: Sequence[Any]) -> list[Message]:

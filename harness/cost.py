@@ -19,12 +19,12 @@ from pathlib import Path
 from harness import evaluate, retention, store
 from harness import weights as weight_files
 from harness.base import load_tokenizer
-from harness.cell import Cell, Shapes
+from harness.cell import Cell
 from harness.data.chat import tokenize_all
 from harness.history import History, read_finished
-from harness.methods import methods
 from harness.plan import DONE, Planned
 from harness.run import subset_of
+from harness.shapes import Shapes, linear, parameters
 
 SUSTAINED = 0.4  # share of a large matrix product's speed that training and evaluation keep up
 STEP_SECONDS, ITEM_SECONDS, CELL_SECONDS = 0.02, 0.005, 1.0  # least time of a step, an item, and beside both
@@ -97,11 +97,11 @@ class Estimator:
         return Cost(
             examples=cell.size,
             tokens=tokens,
-            train_flops=cell.method.flops_a_token * self.parameters(cell.base.name) * tokens,
+            train_flops=training.get("flops", 0.0),
             eval_flops=sum(self._eval_flops(cell.base.name, name) for name in scored if name in self.tasks),
             seconds=seconds + sum(s["seconds"] for s in scored.values()),
             memory_bytes=record["peak_memory_bytes"],
-            disk_bytes=4.0 * training.get("trained_parameters", 0) * stays,
+            disk_bytes=self._stored(cell) if stays else 0.0,
         )
 
     def _of_training(self, cell: Cell, stays: bool) -> Cost:
@@ -113,7 +113,7 @@ class Estimator:
         seconds = self.history.training.seconds(_how(cell), steps, flops)
         if seconds is None:
             seconds = steps * STEP_SECONDS + flops / (SUSTAINED * self.speed)
-        disk = 4.0 * self._trained_parameters(cell) if stays else 0.0
+        disk = self._stored(cell) if stays else 0.0
         return Cost(cell.size, tokens, flops, seconds=seconds, disk_bytes=disk)
 
     def _of_evaluation(self, cell: Cell, name: str) -> Cost:
@@ -129,18 +129,16 @@ class Estimator:
             return measured
         if not (shapes := self._shapes(cell.base.name)):
             return math.nan
-        width = {"float32": 4, "float64": 8}.get(cell.base.dtype, 2)
-        linear = weight_files.linear(shapes)
         training = 16.0 * self._trained_parameters(cell)  # fp32 weight, gradient and Adam's two moments
         if cell.method.trains:
-            training += cell.run.tokens_per_pass * sum(2.0 * sum(shape) for shape in linear.values())
+            training += cell.run.tokens_per_pass * sum(2.0 * sum(shape) for shape in linear(shapes).values())
             training += 8.0 * cell.run.tokens_per_pass * max(max(shape) for shape in shapes.values())  # logits
         answers = 2**30 * cell.run.kv_cache_gib if any(self._extent(name).answer_tokens for name in cell.evals) else 0
-        return LIBRARIES + width * self.parameters(cell.base.name) + max(training, answers)
+        return LIBRARIES + _width(cell) * self.parameters(cell.base.name) + max(training, answers)
 
     def parameters(self, base: str) -> float:
         """N; NaN where no file tells."""
-        return float(weight_files.parameters(shapes)) if (shapes := self._shapes(base)) else math.nan
+        return float(parameters(shapes)) if (shapes := self._shapes(base)) else math.nan
 
     @functools.cached_property
     def speed(self) -> float:
@@ -154,10 +152,8 @@ class Estimator:
             base = record["row"]["base"]
             if base not in self.bases or record.get("device", "") != history.device or not self._shapes(base):
                 continue
-            method = methods()[record["row"]["method"]]
-            trained = method.flops_a_token * self.parameters(base) * record["training"].get("tokens", 0)
             asked = {name: self._eval_flops(base, name) for name in scored if name in self.tasks}
-            history.learn(record, {name: scored[name] for name in asked}, trained, asked)
+            history.learn(record, {name: scored[name] for name in asked}, asked)
         return history
 
     def _eval_flops(self, base: str, name: str) -> float:
@@ -175,7 +171,11 @@ class Estimator:
 
     def _trained_parameters(self, cell: Cell) -> float:
         shapes = self._shapes(cell.base.name)
-        return cell.method.trained_parameters(weight_files.linear(shapes)) if shapes else math.nan
+        return cell.method.trained_parameters(shapes) if shapes else math.nan
+
+    def _stored(self, cell: Cell) -> float:
+        """Bytes of what was trained."""
+        return (_width(cell) if cell.method.stored_in_full else 4.0) * self._trained_parameters(cell)
 
     def _example_tokens(self, cell: Cell) -> float:
         names = cell.base.name, cell.data.name
@@ -192,6 +192,11 @@ class Estimator:
         cut = getattr(cell.method, "max_length", sys.maxsize)
         lengths = [min(cut, len(d.ids)) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
         return sum(lengths) / len(lengths)
+
+
+def _width(cell: Cell) -> float:
+    """Bytes of one of the base's weights."""
+    return {"float32": 4.0, "float64": 8.0}.get(cell.base.dtype, 2.0)
 
 
 def _how(cell: Cell) -> tuple[str, ...]:

@@ -49,16 +49,14 @@ class History:
     _overhead: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
     _memory: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def learn(
-        self, record: dict[str, Any], scored: dict[str, dict[str, Any]], training_flops: float, asked: dict[str, float]
-    ) -> None:
-        """From one record, the score files of its tasks, and what all this took; `asked` are FLOPs by task."""
+    def learn(self, record: dict[str, Any], scored: dict[str, dict[str, Any]], asked: dict[str, float]) -> None:
+        """From one record, the score files of its tasks, and the FLOPs by task that these took."""
         self.cells += 1
         row, training = record["row"], record["training"]
         base, how = row["base"], f"{row['method']} {row['variant']}"
-        if "tokens" in training:
+        if "flops" in training:
             self._example_tokens[base, row["data"]].append(training["tokens"] / (training["epochs"] * row["size"]))
-            self.training.add((base, how, row["data"]), training["steps"], training_flops, training["seconds"])
+            self.training.add((base, how, row["data"]), training["steps"], training["flops"], training["seconds"])
         for task, scores in scored.items():
             key, items = (base, task, row["method"]), scores["scores"][0]["n_items"]
             self.evaluation.add(key, items, asked[task], scores["seconds"])

@@ -24,16 +24,16 @@ def check_keep(keep: str) -> None:
 def was_kept(folder: Path) -> bool:
     """Whether more can be asked of the cell: not so where it was trained and its adapter is gone."""
     trained = folder / TRAINED
-    if not trained.exists() or (folder / WEIGHTS).exists():
+    if not trained.exists() or any((folder / name).exists() for name in WEIGHTS):
         return True
-    return "adapter_sha256" not in read_json(trained)["training"]
+    return not {"adapter_sha256", "model_sha256"} & read_json(trained)["training"].keys()
 
 
 def check_kept(folder: Path) -> None:
     """Raise HarnessError unless `was_kept`."""
     if not was_kept(folder):
         raise HarnessError(
-            f"{folder / WEIGHTS} was not kept (run.keep), or was deleted; delete the cell's folder to train it again"
+            f"the trained weights of {folder} were not kept (run.keep), or deleted; delete that folder to train again"
         )
 
 
@@ -51,9 +51,11 @@ def prune(cell: Cell) -> int:
         stays = max(done, key=lambda d: (_headline(d[0], task), -d[1]["row"]["size"]))[0]  # as good, the smaller one
     gone = 0
     for folder, _ in done:
-        if folder != stays and (folder / WEIGHTS).exists() and (folder == cell.folder() or not leases.owner(folder)):
-            (folder / WEIGHTS).unlink(missing_ok=True)
-            gone += 1
+        there = [folder / name for name in WEIGHTS if (folder / name).exists()]
+        if folder != stays and there and (folder == cell.folder() or not leases.owner(folder)):
+            gone += len(there)
+            for file in there:
+                file.unlink(missing_ok=True)
     return gone
 
 

@@ -25,7 +25,8 @@ from harness.errors import HarnessError
 from harness.files import whole
 
 RECORD, TRAINED, FAILURE = "record.json", "train.json", "failure.json"
-WEIGHTS = "adapter_model.safetensors"  # where a method trains one
+ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"  # what is trained: an adapter, or all weights
+WEIGHTS = (ADAPTER, MODEL)
 
 
 def write_json(path: Path, value: Any, *, once: bool = False) -> None:

@@ -33,19 +33,27 @@ log = logging.getLogger(__name__)
 
 
 def fine_tune(
-    model: Any, sequences: TokenSequences, schedule: Schedule, *, seed: int, run: Run, attempt: Attempt
+    model: Any,
+    sequences: TokenSequences,
+    schedule: Schedule,
+    *,
+    seed: int,
+    run: Run,
+    attempt: Attempt,
+    half: bool | None = None,
 ) -> dict[str, Any]:
     """Train the parameters of `model` that require gradients; return counts, seconds and losses for the record.
 
     The gradient of a batch is the mean over its learned tokens, however it is cut into passes of at most
-    `run.tokens_per_pass` tokens and shared among the ranks. A bfloat16 model computes in bfloat16, its trained weights
-    and their optimizer stay in float32. Goes on from the attempt's newest checkpoint, to the same result bit for bit
-    where the device computes the same twice. Raises DivergedError where the loss is no number, PreemptedError, after a
-    checkpoint, where the process was told to stop.
+    `run.tokens_per_pass` tokens and shared among the ranks. A bfloat16 model, or any if `half` says so, computes in
+    bfloat16; its trained weights and their optimizer stay in float32. Goes on from the attempt's newest checkpoint, to
+    the same result bit for bit where the device computes the same twice. Raises DivergedError where the loss is no
+    number, PreemptedError, after a checkpoint, where the process was told to stop.
     """
     if cut := int((~sequences.answered).sum()):
         raise HarnessError(f"{cut} examples are cut before their answer begins; raise method.max_length")
     weights = [p for p in model.parameters() if p.requires_grad]
+    half = model.dtype == torch.bfloat16 if half is None else half
     optimizer = torch.optim.AdamW(
         weights, lr=schedule.lr, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
     )
@@ -72,7 +80,7 @@ def fine_tune(
             targets = sum(sum(s.learned[1:]) for s in batch)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(step, steps)
-            here, budget = _gradient(model, batch, targets, budget, longest)
+            here, budget = _gradient(model, batch, targets, budget, longest, half)
             if budget < told["tokens_per_pass"]:
                 told["tokens_per_pass"] = budget
                 log.warning("out of memory at step %d: from here on %d tokens a pass", step, budget)
@@ -168,7 +176,9 @@ def _passes(batch: list[Tokens], budget: int, longest: float) -> Iterator[list[T
         yield run
 
 
-def _gradient(model: Any, batch: list[Tokens], targets: int, budget: int, longest: float) -> tuple[torch.Tensor, int]:
+def _gradient(
+    model: Any, batch: list[Tokens], targets: int, budget: int, longest: float, half: bool
+) -> tuple[torch.Tensor, int]:
     """The batch's gradient, in place, this rank's share of its loss, and the tokens a pass that memory had room for.
 
     Out of memory, the batch is cut into passes of half the size, down to one sequence each, and done again.
@@ -178,7 +188,7 @@ def _gradient(model: Any, batch: list[Tokens], targets: int, budget: int, longes
         model.zero_grad(set_to_none=True)
         try:
             passes = _own_passes(batch, budget, longest)
-            return torch.stack([_backward(model, p, targets, longest) for p in passes]).sum(), budget
+            return torch.stack([_backward(model, p, targets, longest, half) for p in passes]).sum(), budget
         except torch.OutOfMemoryError:
             # Several processes would have to halve together, and those that did not fail are waiting for this one.
             if ranks.count() > 1 or max(len(p) for p in passes) == 1:
@@ -190,12 +200,11 @@ def _gradient(model: Any, batch: list[Tokens], targets: int, budget: int, longes
             torch.cuda.empty_cache()
 
 
-def _backward(model: Any, sequences: list[Tokens], targets: int, longest: float) -> torch.Tensor:
+def _backward(model: Any, sequences: list[Tokens], targets: int, longest: float, half: bool) -> torch.Tensor:
     """Add these sequences' share of the gradient of a batch of `targets` learned tokens; return that of its loss."""
     lengths = [len(s.ids) for s in sequences]
     with kept_apart(model, lengths) if lengths[-1] <= longest else nullcontext():
-        half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
-        with part("forward"), half:
+        with part("forward"), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
             loss = loss_sum(model, sequences) / targets
         with part("backward"):
             loss.backward()

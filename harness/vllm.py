@@ -51,6 +51,8 @@ class VllmAsker(Speaks, VLLM):
         self.speak(base, adapted)
         self.add_bos_token = False if chat else None
         self.lora_request = None
+        if adapted.training and not adapted.adapter:
+            raise HarnessError("run.eval_backend=vllm serves a base with adapters, not other weights; use shared")
         if adapted.adapter:  # vLLM keeps the weights of an id that it has seen, so the weights' own hash is the id
             digest = adapted.training["adapter_sha256"]
             self.lora_request = LoRARequest(digest, int(digest[:7], 16) + 1, str(adapted.adapter))

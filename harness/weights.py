@@ -1,6 +1,5 @@
 """The shapes of a base's weights, read from the headers of its files: what a plan needs, without loading anything."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -8,7 +7,8 @@ from typing import Protocol, runtime_checkable
 import hydra.utils
 
 from harness.base import place_of
-from harness.cell import Base, Shapes
+from harness.cell import Base
+from harness.shapes import Shapes
 
 
 @runtime_checkable
@@ -31,21 +31,6 @@ def shapes(base: Base) -> Shapes | None:
     if folder.is_dir():
         return _of_safetensors(folder.glob("*.safetensors"))
     return _of_hub(place["pretrained_model_name_or_path"], place["revision"])
-
-
-def parameters(of: Shapes) -> int:
-    """All of them, embeddings included, as Hoffmann et al. 2022 (arXiv 2203.15556) count N in 6ND."""
-    return sum(math.prod(shape) for shape in of.values())
-
-
-def linear(of: Shapes) -> Shapes:
-    """Matrices of the linear layers within the blocks, which LoRA adapts by default: neither embeddings nor head."""
-    outside = ("emb", "lm_head", "wte", "wpe", "output.weight")
-    return {
-        name: shape
-        for name, shape in of.items()
-        if len(shape) == 2 and (not any(part in name for part in outside) or "attn_output" in name)
-    }
 
 
 def _of_safetensors(files: Iterable[Path]) -> Shapes | None:

@@ -9,7 +9,8 @@ from harness.cell import Adapted, Cell, canonical, differences, fingerprint
 from harness.errors import HarnessError
 from harness.methods.base import BaseModel
 from harness.methods.icl import InContext
-from harness.methods.sft import Lora, Sft
+from harness.methods.sft import Sft
+from harness.tuning import Lora
 
 
 def _identity(cell, base="sha256:aa", subset="bb"):

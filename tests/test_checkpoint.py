@@ -13,8 +13,11 @@ from harness import files, preempt, store
 from harness.cell import Cell, Method
 from harness.checkpoint import Checkpoints
 from harness.errors import HarnessError
-from harness.methods.sft import WEIGHTS, Lora, Sft
+from harness.methods.sft import Sft
+from harness.methods.sft_full import SftFull
 from harness.run import run
+from harness.store import ADAPTER, MODEL
+from harness.tuning import Lora
 from tests.children import in_child
 
 
@@ -62,11 +65,11 @@ def run_and_die_in_write(cell: Cell, number: int, named: bool) -> None:
     run(cell)
 
 
-def outcome(folder: Path) -> tuple[bytes, str, Any]:
+def outcome(folder: Path, weights: str = ADAPTER) -> tuple[bytes, str, Any]:
     """What must not depend on how often a training was begun."""
     record = store.read_json(folder / store.RECORD)
     kept = {k: v for k, v in record["training"].items() if k not in ("seconds", "resumed")}
-    return (folder / WEIGHTS).read_bytes(), (folder / "losses.jsonl").read_text(), kept
+    return (folder / weights).read_bytes(), (folder / "losses.jsonl").read_text(), kept
 
 
 @pytest.fixture
@@ -82,6 +85,14 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(cell: Cell, undisturbed: 
     assert outcome(folder) == undisturbed
     assert store.read_json(folder / store.RECORD)["training"]["resumed"] == ([step] if step else [])
     assert not (folder / "checkpoints").exists()
+
+
+def test_training_of_all_weights_goes_on_too(make_cell: Callable[..., Cell], tmp_path: Path) -> None:
+    cell = make_cell(SftFull(lr=1e-3, epochs=2, batch_size=3, decay="cosine"), size=8)
+    cell.run.checkpoint_seconds = 0.0
+    assert in_child(run_and_die_at, cell, 3, signal.SIGKILL) == -signal.SIGKILL
+    assert outcome(run(cell), MODEL) == outcome(run(elsewhere(cell, tmp_path / "undisturbed")), MODEL)
+    assert store.read_json(cell.folder() / store.RECORD)["training"]["resumed"] == [3]
 
 
 @pytest.mark.parametrize("named", [False, True])

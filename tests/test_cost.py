@@ -14,12 +14,14 @@ from harness.compose import compose_cell
 from harness.cost import Estimator, total
 from harness.history import Rates
 from harness.methods.base import BaseModel
-from harness.methods.sft import Lora, Sft
+from harness.methods.sft import Sft
 from harness.plan import DONE, MISSING, PARTLY, plan
 from harness.pocket.artifacts import BASES
 from harness.pocket.pretrain import pretrain
 from harness.run import run
-from harness.store import RECORD, WEIGHTS, read_json
+from harness.shapes import linear, parameters
+from harness.store import ADAPTER, RECORD, read_json
+from harness.tuning import Lora
 
 BRIEF = {"lr": 1e-3, "epochs": 2, "batch_size": 3}
 
@@ -27,7 +29,7 @@ BRIEF = {"lr": 1e-3, "epochs": 2, "batch_size": 3}
 def test_shapes_come_from_the_headers(tiny_base, tiny_folder):
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert weights.shapes(tiny_base) == {name: tuple(w.shape) for name, w in model.state_dict().items()}
-    assert weights.parameters(weights.shapes(tiny_base)) == model.num_parameters()
+    assert parameters(weights.shapes(tiny_base)) == model.num_parameters()
 
 
 def test_a_pocket_base_tells_its_shapes_before_it_is_made(tmp_path):
@@ -39,8 +41,8 @@ def test_a_pocket_base_tells_its_shapes_before_it_is_made(tmp_path):
 def test_a_gguf_file_tells_its_shapes():
     """SmolLM2-135M, whose head is its embedding; 134,515,008 by its model card's own count."""
     shapes = weights.shapes(compose_cell(["base=smollm2_135m_instruct"]).base)
-    assert weights.parameters(shapes) == 134_515_008
-    assert len(weights.linear(shapes)) == 30 * 7
+    assert parameters(shapes) == 134_515_008
+    assert len(linear(shapes)) == 30 * 7
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), Lora(rank=2, target_modules=["q_proj", "down_proj"])])
@@ -52,8 +54,8 @@ def test_what_a_plan_counts_is_what_the_record_counts(make_cell, choice_task, lo
     folder = run(cell)
     training = read_json(folder / RECORD)["training"]
     assert (said.examples, said.tokens) == (7, training["tokens"])
-    assert said.train_flops == 4 * weights.parameters(weights.shapes(cell.base)) * training["tokens"]
-    with safe_open(folder / WEIGHTS, "numpy") as file:
+    assert said.train_flops == 4 * parameters(weights.shapes(cell.base)) * training["tokens"]
+    with safe_open(folder / ADAPTER, "numpy") as file:
         stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     assert said.disk_bytes == 4 * stored == 4 * training["trained_parameters"]
     (planned,) = plan([cell])

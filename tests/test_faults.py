@@ -12,8 +12,8 @@ import pytest
 from harness import files, lm, store
 from harness.cell import Cell
 from harness.errors import HarnessError
-from harness.methods.sft import WEIGHTS
 from harness.run import run
+from harness.store import ADAPTER
 from tests.children import in_child
 
 Make = Callable[..., Any]
@@ -37,7 +37,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What must not depend on how often the cell was begun."""
     frame = store.load(folder).drop(columns=["path", "train_seconds", "eval_seconds"])
     answers = {p.parent.name: p.read_text() for p in sorted(folder.glob("evals/*/*.jsonl"))}
-    return {"scores": frame.to_dict("records"), "answers": answers, "adapter": (folder / WEIGHTS).read_bytes()}
+    return {"scores": frame.to_dict("records"), "answers": answers, "adapter": (folder / ADAPTER).read_bytes()}
 
 
 def die_when_asked(cell: Cell, task: str) -> None:
@@ -53,9 +53,9 @@ def die_when_asked(cell: Cell, task: str) -> None:
 @pytest.mark.parametrize("task", ["quiz", "choice"])
 def test_killed_while_it_is_scored(cell: Cell, undisturbed: dict[str, Any], task: str) -> None:
     assert in_child(die_when_asked, cell, task) == -signal.SIGKILL
-    trained = (cell.folder() / WEIGHTS).stat().st_mtime_ns
+    trained = (cell.folder() / ADAPTER).stat().st_mtime_ns
     folder = run(cell)
-    assert (folder / WEIGHTS).stat().st_mtime_ns == trained  # not trained again
+    assert (folder / ADAPTER).stat().st_mtime_ns == trained  # not trained again
     assert outcome(folder) == undisturbed
 
 
@@ -74,7 +74,7 @@ def die_when_written(cell: Cell, name: str, named: bool) -> None:
 
 
 @pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("name", [WEIGHTS, "losses.jsonl", store.TRAINED, store.RECORD])
+@pytest.mark.parametrize("name", [ADAPTER, "losses.jsonl", store.TRAINED, store.RECORD])
 def test_killed_while_a_file_is_written(cell: Cell, undisturbed: dict[str, Any], name: str, named: bool) -> None:
     assert in_child(die_when_written, cell, name, named) == -signal.SIGKILL
     assert (cell.folder() / name).exists() == named
@@ -85,9 +85,9 @@ def test_killed_while_a_file_is_written(cell: Cell, undisturbed: dict[str, Any],
 
 def test_a_flipped_byte_in_an_adapter_is_refused(cell: Cell, make_cell: Make) -> None:
     folder = run(make_cell("sft", data=cell.data, base=cell.base))
-    content = bytearray((folder / WEIGHTS).read_bytes())
+    content = bytearray((folder / ADAPTER).read_bytes())
     content[-5] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
+    (folder / ADAPTER).write_bytes(content)
     with pytest.raises(HarnessError, match="does not match its checksum"):
         run(cell)
     assert not list(folder.glob("evals/*/*"))

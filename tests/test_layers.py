@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"harness.errors", "harness.clock", "harness.files", "harness.preempt"},
-    {"harness.lease", "harness.schedule", "harness.attention", "harness.ranks"},
+    {"harness.lease", "harness.schedule", "harness.shapes", "harness.attention", "harness.ranks"},
     {"harness.artifact"},
     {"harness.cell", "harness.pocket"},
     {"harness.checkpoint", "harness.store", "harness.data", "harness.board", "harness.scoring"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
+    {"harness.tuning"},
     {"harness.methods"},
     {"harness.prompts", "harness.compose", "harness.weights"},
     {"harness.lm", "harness.vllm"},
@@ -31,7 +32,7 @@ ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
     "wandb": {"harness.board"},
-    "peft": {"harness.methods", "harness.lowrank"},
+    "peft": {"harness.tuning", "harness.lowrank"},
     "matplotlib": {"analysis"},
     "reasoning_gym": {"harness.data"},
     "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}

@@ -1,5 +1,6 @@
 """The methods on a real, tiny model: what is learned, what is saved, and that the base comes back untouched."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,19 +10,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness import base as bases
 from harness import evaluate
 from harness.base import LoadedBase
-from harness.cell import Adapted, Cell, Data, Run, Task
+from harness.cell import Adapted, Base, Cell, Data, Method, Run, Task
 from harness.data.chat import tokenize
 from harness.data.subset import Example, load_dataset
 from harness.errors import HarnessError
 from harness.methods import methods
 from harness.methods.base import BaseModel
 from harness.methods.icl import InContext
-from harness.methods.sft import WEIGHTS, Lora, Sft
-from harness.store import TRAINED, write_json
-from tests.conftest import attempt
+from harness.methods.sft import Sft
+from harness.methods.sft_full import SftFull
+from harness.store import ADAPTER, MODEL, TRAINED, write_json
+from harness.tuning import Lora
+from tests.conftest import attempt, save_tiny
 
 Make = Callable[..., Cell]
 QUICK = {"lr": 1e-2, "epochs": 1, "batch_size": 4}
@@ -108,7 +113,7 @@ def test_sft_learns_its_examples_and_where_they_end(
     assert [s["answers"] for s in after["samples"]] == [s["answers"] for s in before["samples"]]
 
 
-LEAVES_NO_TRACE = [
+LORAS = [
     Lora(),
     Lora(dropout=0.3),
     Lora(modules_to_save=["lm_head"]),
@@ -118,17 +123,18 @@ LEAVES_NO_TRACE = [
     Lora(dora=True),
     Lora(target_modules=["q_proj", "down_proj"], rslora=True),
 ]
+LEAVES_NO_TRACE: list[Method] = [SftFull(**QUICK), *(Sft(**QUICK, lora=lora) for lora in LORAS)]
 
 
-@pytest.mark.parametrize("lora", LEAVES_NO_TRACE, ids=[str(i) for i in range(len(LEAVES_NO_TRACE))])
-def test_the_base_comes_back_bit_for_bit_and_a_saved_adapter_gives_the_same_logits(
-    loaded: LoadedBase, make_cell: Make, tmp_path: Path, lora: Lora
+@pytest.mark.parametrize("method", LEAVES_NO_TRACE, ids=[str(i) for i in range(len(LEAVES_NO_TRACE))])
+def test_the_base_comes_back_bit_for_bit_and_what_is_saved_gives_the_same_logits(
+    loaded: LoadedBase, make_cell: Make, tmp_path: Path, method: Method
 ) -> None:
     """peft's own `unload` keeps trained copies of modules_to_save, and PiSSA and OLoRA rewrite the base's weights."""
     model = loaded.model
     weights = {name: w.clone() for name, w in model.state_dict().items()}
     shape, said, settings = everything(model), logits(model), model.generation_config.to_dict()
-    cell = make_cell(Sft(**QUICK, lora=lora))
+    cell = make_cell(method)
     seen = []
     for _ in range(2):  # trained, then loaded from the folder
         with adapt(loaded, cell, tmp_path) as adapted:
@@ -161,7 +167,7 @@ def test_the_base_comes_back_when_training_fails(loaded: LoadedBase, make_cell: 
             pass
         assert everything(loaded.model) == shape
         assert torch.equal(logits(loaded.model), said)
-        assert not (tmp_path / WEIGHTS).exists()
+        assert not (tmp_path / ADAPTER).exists()
 
 
 def test_a_misspelt_target_is_refused_even_beside_one_that_exists(
@@ -226,7 +232,7 @@ def test_the_whole_model_is_in_training_mode_while_it_trains(
 def test_a_corrupted_or_missing_adapter_is_refused(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
     cell = make_cell(Sft(**QUICK))
     sha256(loaded, cell, tmp_path)
-    file = tmp_path / WEIGHTS
+    file = tmp_path / ADAPTER
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -234,7 +240,7 @@ def test_a_corrupted_or_missing_adapter_is_refused(loaded: LoadedBase, make_cell
     with pytest.raises(HarnessError, match="checksum"), adapt(loaded, cell, tmp_path):
         pass
     file.unlink()
-    with pytest.raises(HarnessError, match="checksum"), adapt(loaded, cell, tmp_path):
+    with pytest.raises(HarnessError, match="were not kept"), adapt(loaded, cell, tmp_path):
         pass
     assert torch.equal(logits(loaded.model), said)
 
@@ -277,7 +283,7 @@ def test_lora_options_reach_peft(
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     for key, value in expected.items():
         assert (sorted(saved[key]) if isinstance(value, list) else saved[key]) == value
-    names = load_file(tmp_path / WEIGHTS).keys()
+    names = load_file(tmp_path / ADAPTER).keys()
     projections = {name.split(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
     everywhere = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert projections == (everywhere if lora.target_modules == ["all-linear"] else set(lora.target_modules))
@@ -285,15 +291,48 @@ def test_lora_options_reach_peft(
 
 def test_a_bfloat16_base_is_trained_in_float32(tiny_base: Any, make_cell: Make, tmp_path: Path) -> None:
     """A step of 2e-4 on a weight of bfloat16 would mostly round to nothing."""
-    import dataclasses
-
-    from harness import base as bases
-
     loaded = bases.load(dataclasses.replace(tiny_base, dtype="bfloat16"), "cpu")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
     with adapt(loaded, make_cell(Sft(**QUICK)), tmp_path) as adapted:
         assert {p.dtype for p in adapted.model.parameters() if p.requires_grad} == {torch.float32}
-    assert {w.dtype for w in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
+    assert {w.dtype for w in load_file(tmp_path / ADAPTER).values()} == {torch.float32}
+
+
+def test_all_weights_of_a_bfloat16_base_with_tied_embeddings(tokenizer: Any, make_cell: Make, tmp_path: Path) -> None:
+    """Trained in float32, kept and asked in bfloat16; steps of 1e-5 on weights of 0.05 would be lost in bfloat16."""
+    config = LlamaConfig.from_pretrained(save_tiny(tmp_path / "base", tokenizer))
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    loaded = bases.load(Base(name="tied", path=str(tmp_path / "base"), dtype="bfloat16"), "cpu")
+    before = {name: w.clone() for name, w in loaded.model.state_dict().items()}
+    types: set[Any] = set()
+
+    def watch(*_: Any) -> None:
+        types.update(p.dtype for p in loaded.model.parameters())
+
+    cell = make_cell(SftFull(lr=1e-5, epochs=40, batch_size=4, decay="constant"), base=loaded.config)
+    with cell.method.adapt(loaded, examples_of(cell), cell, attempt(tmp_path / "cell", watch)) as adapted:
+        assert types == {torch.float32}
+        assert {p.dtype for p in adapted.model.parameters()} == {torch.bfloat16}
+        changed = adapted.model.state_dict()
+        assert any(not torch.equal(w, before[name]) for name, w in changed.items())
+        assert changed["lm_head.weight"].data_ptr() == changed["model.embed_tokens.weight"].data_ptr()
+        kept = load_file(tmp_path / "cell" / MODEL)
+        assert "lm_head.weight" not in kept
+        assert all(torch.equal(w, changed[name]) for name, w in kept.items())
+        record = adapted.training
+        assert record["trained_parameters"] == adapted.model.num_parameters()
+        assert record["flops"] == 6 * adapted.model.num_parameters() * record["tokens"]
+    assert all(torch.equal(w, before[name]) for name, w in loaded.model.state_dict().items())
+
+
+def test_all_weights_learn_what_lora_learns(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
+    losses = {}
+    for method in (Sft(lr=1e-2, epochs=60, batch_size=4), SftFull(lr=3e-3, epochs=60, batch_size=4)):
+        with adapt(loaded, make_cell(method), tmp_path / method.name) as adapted:
+            losses[method.name] = adapted.training["final_loss"]
+    assert max(losses.values()) < 1, losses  # from 6 on random weights
 
 
 def test_truncated_examples_are_counted(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
@@ -316,7 +355,7 @@ def test_in_context_learning_shows_our_subset_in_order_and_trains_nothing(
         assert adapted.demonstrations == [turn for e in examples for turn in e.messages]
         assert [t["role"] for t in adapted.demonstrations] == ["user", "assistant"] * 3
         assert torch.equal(logits(adapted.model), said)
-    assert not (tmp_path / WEIGHTS).exists()
+    assert not (tmp_path / ADAPTER).exists()
 
 
 def test_system_turns_of_demonstrations_are_left_out() -> None:

@@ -16,8 +16,8 @@ from harness import ranks, store
 from harness.compose import compose_cell
 from harness.data.chat import Tokens
 from harness.engines.local import not_done, run_cells
-from harness.methods.sft import WEIGHTS
 from harness.run import run
+from harness.store import ADAPTER
 from harness.sweep import sweep_cells
 from harness.train import _own_passes
 from tests.test_board import read_run
@@ -112,7 +112,7 @@ def assert_same(alone: Path, together: Path) -> None:
     if one["training"]:
         for before, after in zip(losses(alone), losses(together), strict=True):
             assert after == pytest.approx(before, abs=LOSS, rel=LOSS)
-        ours, theirs = load_file(alone / WEIGHTS), load_file(together / WEIGHTS)
+        ours, theirs = load_file(alone / ADAPTER), load_file(together / ADAPTER)
         assert ours.keys() == theirs.keys()
         for name, weight in ours.items():
             assert torch.allclose(theirs[name], weight, atol=WEIGHT, rtol=0), name

@@ -9,7 +9,7 @@ from harness.methods.sft import Sft
 from harness.plan import check, plan, to_run
 from harness.retention import kept, prune
 from harness.run import run
-from harness.store import RECORD, WEIGHTS, load, read_json, score_path, write_json
+from harness.store import ADAPTER, RECORD, load, read_json, score_path, write_json
 
 BRIEF = {"lr": 1e-3, "epochs": 1, "batch_size": 4}
 SIZES = (4, 8, 16)
@@ -27,7 +27,7 @@ def sweep(make_cell, choice_task):
 
 def having(cells):
     """(size, seed) of the cells that have an adapter."""
-    return [(c.size, c.seed) for c in cells if (c.folder() / WEIGHTS).exists()]
+    return [(c.size, c.seed) for c in cells if (c.folder() / ADAPTER).exists()]
 
 
 def keeping(cells, keep):
@@ -36,12 +36,12 @@ def keeping(cells, keep):
 
 @pytest.mark.parametrize(("keep", "left"), [("all", 6), ("last", 2), ("best", 2), ("none", 0)])
 def test_what_stays(sweep, keep, left):
-    files = {p for c in sweep for p in c.folder().rglob("*") if p.name != WEIGHTS}
+    files = {p for c in sweep for p in c.folder().rglob("*") if p.name != ADAPTER}
     frame = load(sweep[0].run.root)
     cells = keeping(sweep, keep)
     gone = sum(map(prune, cells))
     assert len(having(cells)) == 6 - gone == left == len(kept(cells))
-    assert {p for c in sweep for p in c.folder().rglob("*") if p.name != WEIGHTS} == files
+    assert {p for c in sweep for p in c.folder().rglob("*") if p.name != ADAPTER} == files
     assert load(sweep[0].run.root).equals(frame)
     assert sum(map(prune, cells)) == 0
     if keep == "last":
@@ -74,9 +74,9 @@ def test_nothing_more_can_be_asked_of_a_cell_without_its_adapter(make_cell, choi
     assert (cell.folder() / RECORD).exists()
     run(cell)  # done, and stays so
     cell.evals["quiz"] = choice_task()
-    with pytest.raises(HarnessError, match=r"was not kept \(run.keep\)"):
+    with pytest.raises(HarnessError, match=r"were not kept \(run.keep\)"):
         check(to_run(plan([cell]), retry_failed=False))
-    with pytest.raises(HarnessError, match="was not kept"):
+    with pytest.raises(HarnessError, match="were not kept"):
         run(cell)
     assert not score_path(cell.folder(), "quiz", {}).parent.exists()
 

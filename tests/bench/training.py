@@ -13,8 +13,8 @@ from harness.cell import Attempt, Run
 from harness.data.subset import Example
 from harness.data.token_cache import token_sequences
 from harness.data.tokens import Store, TokenSequences
-from harness.methods.sft import Lora
 from harness.schedule import Schedule
+from harness.tuning import Lora
 from tests.bench import models
 from tests.bench.knobs import CPU, Knobs, Place
 from tests.bench.peer import Peer, interpreter, version

@@ -1,0 +1,221 @@
+"""Weights trained for one cell: put on the resident base, kept beside its record, taken off again.
+
+Either a LoRA adapter (Hu et al. 2021, arXiv 2106.09685) or all weights. What the cell's folder holds already is loaded
+instead of trained again.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import ranks
+from harness.artifact import sha256_file
+from harness.cell import Adapted, Attempt, Cell
+from harness.clock import part
+from harness.errors import HarnessError
+from harness.files import whole
+from harness.retention import check_kept
+from harness.schedule import Schedule
+from harness.shapes import Shapes, linear
+from harness.store import ADAPTER, MODEL, TRAINED, read_json, write_jsonl
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+Train = Callable[[Any], dict[str, Any]]  # trains what requires gradients of a model; gives the record, with "losses"
+
+
+@dataclass
+class Lora:
+    """peft's LoraConfig, as far as it changes a result."""
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0  # above 0 its masks also depend on run.tokens_per_pass and the number of processes
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])  # or names, e.g. [q_proj,v_proj]
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
+    dora: bool = False
+    init: str = "default"  # peft's init_lora_weights: default, gaussian, pissa, olora, ...
+    modules_to_save: list[str] = field(default_factory=list)  # trained whole, e.g. [embed_tokens,lm_head]
+
+    def to_peft(self) -> "LoraConfig":
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes fractions too
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if self.target_modules == ["all-linear"] else list(self.target_modules),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=True if self.init == "default" else self.init,  # type: ignore[arg-type]
+            modules_to_save=list(self.modules_to_save) or None,
+        )
+
+    def parameters(self, of: Shapes) -> int:
+        """How many weights the adapter has on a base of these shapes, modules_to_save left out."""
+        layers = linear(of)
+        named = [s for name, s in layers.items() if any(target in name for target in self.target_modules)]
+        return sum(self.rank * sum(shape) for shape in named or layers.values())
+
+
+def learning(
+    base: Any, examples: Sequence[Any], schedule: Schedule, max_length: int, cell: Cell, attempt: Attempt
+) -> Train:
+    """Supervised training on the examples, by the project's own loop."""
+
+    def train(model: Any) -> dict[str, Any]:
+        from harness.data.token_cache import token_sequences
+        from harness.train import fine_tune
+
+        with part("tokens"):
+            sequences = token_sequences(base.tokenizer, examples, max_length)
+        model.train()
+        half = base.config.dtype == "bfloat16"
+        with part("train"):
+            return fine_tune(model, sequences, schedule, seed=cell.seed, run=cell.run, attempt=attempt, half=half)
+
+    return train
+
+
+@contextmanager
+def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -> Iterator[Adapted]:
+    """The base with a trained LoRA adapter on it, for as long as the context lasts."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from transformers import set_seed
+
+    from harness.lowrank import attach
+
+    copies = lora.init not in ("default", "gaussian", "orthogonal")
+    if lora.modules_to_save and base.config.dtype != "float32":
+        raise HarnessError(
+            f"method.lora.modules_to_save trains whole modules in the base's {base.config.dtype}, where small "
+            "steps are rounded away; set base.dtype=float32"
+        )
+    if ranks.sharded() and (copies or lora.dora):
+        raise HarnessError(
+            "method.lora.dora and an init that reads the base's weights need them whole; leave out --use_fsdp"
+        )
+    set_seed(cell.seed)  # initialisation of the adapter, dropout
+    with _as_it_came(base.model, copy=copies):
+        flops_a_token = 4 * base.model.num_parameters()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5
+                model = attach(base.model, lora.to_peft())
+        except ValueError as error:
+            raise HarnessError(f"method.lora does not fit the base {base.config.name!r}: {error}") from error
+        _check_targets(lora, model)
+        ranks.refuse_sharded([p for p in model.parameters() if p.requires_grad], "method.lora.modules_to_save")
+        if ranks.agree((attempt.folder / TRAINED).exists):
+            record, weights = ranks.agree(lambda: _saved(attempt.folder, ADAPTER))
+            set_peft_model_state_dict(model, weights)
+        else:
+            record = train(model)
+            record["flops"] = flops_a_token * record["tokens"]
+
+            def save() -> dict[str, Any]:
+                state = get_peft_model_state_dict(model, save_embedding_layers=False)
+                told = _save(state, record, attempt, ADAPTER)
+                model.peft_config["default"].save_pretrained(str(attempt.folder))
+                return told
+
+            record = ranks.agree(save)
+        model.eval()
+        yield Adapted(model, training=record, adapter=attempt.folder)
+
+
+def _check_targets(lora: Lora, model: Any) -> None:
+    """peft only complains if none of the names is found."""
+    found = model.targeted_module_names
+    for name in lora.target_modules:
+        if name != "all-linear" and not any(f == name or f.endswith(f".{name}") for f in found):
+            raise HarnessError(f"method.lora.target_modules: the base has no module named {name!r}")
+
+
+@contextmanager
+def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterator[Adapted]:
+    """The base with all its weights trained, for as long as the context lasts.
+
+    They are trained in float32, computing in the base's own type, and rounded to it once at the end; that is what is
+    kept and evaluated. The base's own weights are set aside meanwhile, so both must fit into memory.
+    """
+    import torch
+    from transformers import set_seed
+
+    model = base.model
+    before = {name: (p, p.data) for name, p in model.named_parameters()}
+    ranks.refuse_sharded([p for p, _ in before.values()], "training all weights")
+    if any(not torch.is_floating_point(data) for _, data in before.values()):
+        raise HarnessError(f"the base {base.config.name!r} is quantised, and all its weights cannot be trained")
+    set_seed(cell.seed)
+    try:
+        if ranks.agree((attempt.folder / TRAINED).exists):
+            record, weights = ranks.agree(lambda: _saved(attempt.folder, MODEL))
+            for name, (parameter, data) in before.items():
+                parameter.data = weights[name].to(data.device)
+        else:
+            for parameter, data in before.values():
+                parameter.data = data.to(torch.float32, copy=True)
+                parameter.requires_grad_(True)
+            record = train(model)
+            record["flops"] = 6 * model.num_parameters() * record["tokens"]
+            model.requires_grad_(False)
+            for parameter, data in before.values():
+                parameter.grad, parameter.data = None, parameter.data.to(data.dtype)
+            weights = {name: p.data for name, (p, _) in before.items()}
+            record = ranks.agree(lambda: _save(weights, record, attempt, MODEL))
+        model.eval()
+        yield Adapted(model, training=record)
+    finally:
+        for parameter, data in before.values():
+            parameter.grad, parameter.data = None, data
+        model.eval().requires_grad_(False)
+
+
+def _save(weights: dict[str, Any], record: dict[str, Any], attempt: Attempt, name: str) -> dict[str, Any]:
+    """Write weights and losses; return the record, with the hash of the weights in place of the losses."""
+    from safetensors.torch import save
+
+    folder = attempt.folder
+    attempt.still_ours()
+    with whole(folder / name) as scratch:  # safetensors' own writer hides why it failed
+        scratch.write_bytes(save({n: w.contiguous().cpu() for n, w in weights.items()}, metadata={"format": "pt"}))
+    write_jsonl(folder / "losses.jsonl", record.pop("losses"))
+    return {**record, "adapter_sha256" if name == ADAPTER else "model_sha256": sha256_file(folder / name)}
+
+
+def _saved(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `_save` left: the record and the weights by name."""
+    from safetensors.torch import load_file
+
+    record = read_json(folder / TRAINED)["training"]
+    check_kept(folder)
+    if sha256_file(folder / name) != record["adapter_sha256" if name == ADAPTER else "model_sha256"]:
+        raise HarnessError(f"{folder / name} does not match its checksum; delete {folder} to train again")
+    return record, load_file(folder / name)
+
+
+@contextmanager
+def _as_it_came(model: Any, *, copy: bool) -> Iterator[None]:
+    """Give `model` back with the modules and weights it had, whatever peft did to it.
+
+    peft's own `unload` leaves the trained copies of `modules_to_save` in place, and the weights that an initialisation
+    such as PiSSA has changed; for these, `copy` keeps the weights aside.
+    """
+    modules = {module: dict(module._modules) for module in model.modules()}
+    weights = {name: w.clone() for name, w in model.state_dict().items()} if copy else None
+    try:
+        yield
+    finally:
+        for module, children in modules.items():
+            module._modules = children
+        if weights is not None:
+            model.load_state_dict(weights)
+        if hasattr(model, "peft_config"):  # the next adapter must not find it
+            del model.peft_config
+        model.eval().requires_grad_(False)
