@@ -327,12 +327,9 @@ def test_all_weights_of_a_bfloat16_base_with_tied_embeddings(tokenizer: Any, mak
     assert all(torch.equal(w, before[name]) for name, w in loaded.model.state_dict().items())
 
 
-def test_all_weights_learn_what_lora_learns(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
-    losses = {}
-    for method in (Sft(lr=1e-2, epochs=60, batch_size=4), SftFull(lr=3e-3, epochs=60, batch_size=4)):
-        with adapt(loaded, make_cell(method), tmp_path / method.name) as adapted:
-            losses[method.name] = adapted.training["final_loss"]
-    assert max(losses.values()) < 1, losses  # from 6 on random weights
+def test_all_weights_learn_their_examples(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
+    with adapt(loaded, make_cell(SftFull(lr=3e-3, epochs=60, batch_size=4)), tmp_path) as adapted:
+        assert adapted.training["final_loss"] < 0.1  # from 6 on random weights
 
 
 def test_truncated_examples_are_counted(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:
