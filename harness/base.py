@@ -12,7 +12,7 @@ import hydra.utils
 from harness import ranks
 from harness.artifact import Artifact, remembered_hash
 from harness.cell import Base, fingerprint
-from harness.data.chat import end_of_turn, stop_ids
+from harness.data.chat import end_of_turn, render, stop_ids
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def check_chat(base: Base) -> None:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise HarnessError(f"the base {base.name!r} has no tokenizer that loads: {first}") from error
+    render(tokenizer, [{"role": "user", "content": "Hello"}], ask=True)
     end_of_turn(tokenizer)
 
 

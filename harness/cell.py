@@ -149,6 +149,7 @@ class Method:
     name: ClassVar[str]
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    needs: ClassVar[str] = "dialogue"  # the kind of example, see harness/data/kinds.py
     flops_a_token: ClassVar[int] = 0  # of training, for each parameter of the base
     stored_in_full: ClassVar[bool] = False  # in the base's own type; an adapter is kept in float32
 

@@ -8,7 +8,8 @@ from harness import base as bases
 from harness import evaluate, retention, store
 from harness import lease as leases
 from harness.cell import Base, Cell, Task, fingerprint
-from harness.data.subset import subset_identity
+from harness.data.kinds import kind_of
+from harness.data.subset import load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.run import subset_of
 
@@ -86,11 +87,28 @@ def check(cells: list[Cell]) -> None:
 
     for cell in cells:
         evaluate.check_backend(cell.run)
+        if cell.method.uses_data and new("data", cell.method.name, dataclasses.asdict(cell.data)):
+            _check_kind(cell)
         retention.check_keep(cell.run.keep)
         retention.check_kept(cell.folder())
         # A base that is made (pocket) may not exist yet; it is ours and has a template.
-        if not cell.base.make and new("base", cell.base.path, cell.base.revision, cell.base.chat_template):
+        if not cell.base.make and _speaks(cell) and new("base", cell.base.path, cell.base.revision, cell.base.chat_template):
             bases.check_chat(cell.base)
         for name, task in cell.evals.items():
             if new("eval", evaluate.identity(name, task)):
                 evaluate.check(name, task)
+
+
+def _speaks(cell: Cell) -> bool:
+    """Whether the base's chat template is needed: raw text is learned, and plain text asked, without."""
+    return (cell.method.uses_data and cell.method.needs != "text") or any(task.chat for task in cell.evals.values())
+
+
+def _check_kind(cell: Cell) -> None:
+    """Every source must have what the method learns from; a source's rows are all of one form."""
+    for name, table in load_dataset(cell.data).tables.items():
+        if (kind := kind_of(table.messages(0))) != cell.method.needs:
+            raise HarnessError(
+                f"method={cell.method.name} needs {cell.method.needs} examples, and those of data.sources.{name} are "
+                f"{kind}; choose another form (form@data.sources.{name}.form=...), data or method"
+            )

@@ -5,7 +5,7 @@ instead of trained again.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from harness import ranks
 from harness.artifact import sha256_file
 from harness.cell import Adapted, Attempt, Cell
 from harness.clock import part
+from harness.data.tokens import TokenSequences
 from harness.errors import HarnessError
 from harness.files import whole
 from harness.retention import check_kept
@@ -64,20 +65,19 @@ class Lora:
 
 
 def learning(
-    base: Any, examples: Sequence[Any], schedule: Schedule, max_length: int, cell: Cell, attempt: Attempt
+    base: Any, sequences: Callable[[], TokenSequences], schedule: Schedule, cell: Cell, attempt: Attempt
 ) -> Train:
-    """Supervised training on the examples, by the project's own loop."""
+    """Training on the sequences by the project's own loop."""
 
     def train(model: Any) -> dict[str, Any]:
-        from harness.data.token_cache import token_sequences
         from harness.train import fine_tune
 
         with part("tokens"):
-            sequences = token_sequences(base.tokenizer, examples, max_length)
+            tokens = sequences()
         model.train()
         half = base.config.dtype == "bfloat16"
         with part("train"):
-            return fine_tune(model, sequences, schedule, seed=cell.seed, run=cell.run, attempt=attempt, half=half)
+            return fine_tune(model, tokens, schedule, seed=cell.seed, run=cell.run, attempt=attempt, half=half)
 
     return train
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jinja2
 
 from harness.cell import Message
+from harness.data.documents import document_ids
 from harness.data.encode import Encoder, encode
+from harness.data.kinds import kind_of
 from harness.errors import HarnessError
 
 
@@ -70,7 +72,12 @@ def _ending(tokenizer: Any) -> tuple[str, str]:
 
 
 def end_of_turn(tokenizer: Any) -> str:
-    """What ends the assistant's turn, e.g. ``<|im_end|>``; the eos token where the template writes nothing."""
+    """What ends the assistant's turn, e.g. ``<|im_end|>``; the eos token where the template writes nothing, or is none.
+
+    Without a template only documents can be learned and plain text be asked, and these end with eos.
+    """
+    if not tokenizer.chat_template and tokenizer.eos_token:
+        return str(tokenizer.eos_token)
     return _ending(tokenizer)[1].strip()
 
 
@@ -95,8 +102,12 @@ def tokenize(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
 def tokenize_all(tokenizer: Any, dialogues: Sequence[list[Message]]) -> list[Dialogue]:
     """The tokens of each dialogue, uncut. Many at once take few calls of the tokenizer, and so a fraction of the time.
 
+    Documents, of which all tokens are learned, are tokenised among themselves, not beside dialogues.
     Raises HarnessError where the chat template refuses one of them or rewrites its earlier turns.
     """
+    if dialogues and kind_of(dialogues[0]) == "text":
+        documents = document_ids(tokenizer, [messages[0]["content"] for messages in dialogues])
+        return [Dialogue(ids, [(0, len(ids))]) for ids in documents]
     written, learned_end = _ending(tokenizer)
     answers = [
         (number, turn)

@@ -8,10 +8,9 @@ import jinja2
 import jinja2.sandbox
 
 from harness.cell import Form, Message
+from harness.data.kinds import ROLES, kind_of
 from harness.data.rows import Row
 from harness.errors import HarnessError
-
-_ROLES = ("system", "user", "assistant")
 
 
 def _no_null(value: Any) -> Any:
@@ -42,16 +41,18 @@ def to_messages(form: Form, row: Row, place: str) -> list[Message]:
             "(alpaca, messages, prompt_completion, sharegpt)"
         )
     messages = _from_conversation(form, row, place) if form.conversation else _from_columns(form, row, place)
-    if not messages or messages[-1]["role"] != "assistant":
-        raise HarnessError(f"{place}: the last turn must be the assistant's, there is nothing to learn otherwise")
-    if next(m["role"] for m in messages if m["role"] != "system") != "user":
-        raise HarnessError(f"{place}: the dialogue must open with the user's turn; remove what stands before it")
+    if not kind_of(messages):
+        roles = ", ".join(m["role"] for m in messages) or "nothing"
+        raise HarnessError(
+            f"{place}: turns of {roles} make no example. A dialogue opens with the user's turn and ends with the "
+            "assistant's; a document is one turn of text; a pair ends with chosen, rejected; a prompt with reference"
+        )
     try:
         "".join(m["content"] for m in messages).encode()
     except UnicodeEncodeError as error:
         raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); mend the row") from error
     if not messages[-1]["content"].strip():
-        raise HarnessError(f"{place}: the assistant's last turn is empty; remove the row or mend it")
+        raise HarnessError(f"{place}: the last turn ({messages[-1]['role']}) is empty; remove the row or mend it")
     return messages
 
 
@@ -95,6 +96,6 @@ def _from_conversation(form: Form, row: Row, place: str) -> list[Message]:
 
 def _role(name: Any, roles: dict[str, str], place: str) -> str:
     role = roles.get(str(name), str(name))
-    if role not in _ROLES:
-        raise HarnessError(f"{place}: unknown role {name!r}; map it to system, user or assistant under `roles`")
+    if role not in ROLES:
+        raise HarnessError(f"{place}: unknown role {name!r}; map it to {', '.join(ROLES)} under `roles`")
     return role

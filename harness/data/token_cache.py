@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir, code_hash
 from harness.cell import Message, fingerprint
-from harness.data import chat
+from harness.data import chat, documents
 from harness.data import encode as encoding
 from harness.data.chat import Dialogue, tokenize_all
 from harness.data.subset import Example, Subset
@@ -56,11 +56,14 @@ class _Examples:
         return sum(len(message["content"]) for message in self._examples[row].messages)
 
 
-def token_sequences(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenSequences:
+def token_sequences(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, *, windows: bool = False
+) -> TokenSequences:
     """The tokens of the examples, in order: those that `harness.data.chat.tokenize` gives for each.
 
-    A `Subset` reads them from the tokens of its tables, which are made first if need be, unless it takes few of their
-    rows. Raises HarnessError where the chat template refuses one of the examples.
+    With `windows` a long one becomes several, see `TokenSequences`; else it is cut. A `Subset` reads them from the
+    tokens of its tables, which are made first if need be, unless it takes few of their rows. Raises HarnessError where
+    the chat template refuses one of the examples.
     """
     if not examples:
         return TokenSequences([], np.empty(0, np.int64), np.empty(0, np.int64), max_length)
@@ -84,7 +87,7 @@ def token_sequences(tokenizer: Any, examples: Sequence[Example], max_length: int
     for of, where in zip(store.tolist(), place.tolist(), strict=True) if any(s.refused for s in stores) else ():
         if where in stores[of].refused:
             raise HarnessError(stores[of].refused[where])
-    return TokenSequences(stores, store, place, max_length)
+    return TokenSequences(stores, store, place, max_length, windows=windows)
 
 
 def _kept(tokenizer: Any, table: Table) -> Path | None:
@@ -97,7 +100,7 @@ def _kept(tokenizer: Any, table: Table) -> Path | None:
         tokenizer.backend_tokenizer.to_str(),
         [type(tokenizer).__name__, tokenizer.split_special_tokens, tokenizer.special_tokens_map],
         tokenizer.chat_template,
-        [code_hash(chat, encoding), FORMAT],
+        [code_hash(chat, documents, encoding), FORMAT],
         [importlib.metadata.version(library) for library in ("tokenizers", "transformers", "jinja2")],
     ]
     return cache_dir() / "tokens" / fingerprint(what)[:32]

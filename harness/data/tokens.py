@@ -25,10 +25,14 @@ class TokenSequences(Sequence[Tokens]):
     """Sequences out of `stores`, cut at `max_length` tokens. What is asked of all of them at once is an array:
 
     `lengths`, in tokens; `truncated`, whether it was cut; `answered`, whether anything of it is a target, that is, it
-    was not cut before its answer begins.
+    was not cut before its answer begins. With `windows` none is cut: a longer one becomes several of at most
+    `max_length`, each beginning with the last token of the one before, so that every token but the first is predicted
+    once.
     """
 
-    def __init__(self, stores: Sequence[Store], store: Array, place: Array, max_length: int) -> None:
+    def __init__(
+        self, stores: Sequence[Store], store: Array, place: Array, max_length: int, *, windows: bool = False
+    ) -> None:
         """Sequence i is the one at ``place[i]`` of ``stores[store[i]]``."""
         self._stores, self._store = list(stores), store
         self._start, whole, target = (np.empty(len(place), np.int64) for _ in range(3))
@@ -37,6 +41,14 @@ class TokenSequences(Sequence[Tokens]):
             self._start[mine] = of.bounds[place[mine]]
             whole[mine] = of.bounds[place[mine] + 1] - self._start[mine]
             target[mine] = of.target[place[mine]]
+        if windows:
+            step = max_length - 1
+            count = np.maximum(1, -(-(whole - 1) // step))
+            source = np.repeat(np.arange(len(place)), count)
+            offset = (np.arange(len(source)) - np.repeat(np.cumsum(count) - count, count)) * step
+            self._store, self._start = store[source], self._start[source] + offset
+            whole = np.minimum(whole[source] - offset, max_length)
+            target = np.minimum(1, whole)
         self.lengths = np.minimum(whole, max_length)
         self.truncated = whole > max_length
         self.answered = target < self.lengths

@@ -7,9 +7,11 @@ ten times that of full fine-tuning.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from harness.cell import Adapted, Attempt, Cell, Method
+from harness.data.token_cache import token_sequences
 from harness.schedule import Schedule
 from harness.shapes import Shapes
 from harness.tuning import Lora, adapter, learning
@@ -29,4 +31,5 @@ class Sft(Schedule, Method):
     def adapt(
         self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
-        return adapter(base, self.lora, cell, attempt, learning(base, examples, self, self.max_length, cell, attempt))
+        sequences = partial(token_sequences, base.tokenizer, examples, self.max_length)
+        return adapter(base, self.lora, cell, attempt, learning(base, sequences, self, cell, attempt))

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from harness.cell import Adapted, Attempt, Cell, Method
+from harness.data.token_cache import token_sequences
 from harness.schedule import Schedule
 from harness.shapes import Shapes, parameters
 from harness.tuning import all_weights, learning
@@ -26,4 +28,5 @@ class SftFull(Schedule, Method):
     def adapt(
         self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
-        return all_weights(base, cell, attempt, learning(base, examples, self, self.max_length, cell, attempt))
+        sequences = partial(token_sequences, base.tokenizer, examples, self.max_length)
+        return all_weights(base, cell, attempt, learning(base, sequences, self, cell, attempt))
