@@ -128,6 +128,7 @@ class Attempt:
 
     folder: Path  # the cell's own; what must outlive the process (an adapter) goes in here
     checkpoints: Path  # for what only an unfinished training needs; another identity has another folder
+    trunk: Callable[[int], Path] = lambda _: Path()  # of states after so many examples, shared among sizes
     on_step: OnStep = lambda *_: None
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
 
@@ -153,12 +154,15 @@ class Method:
     flops_a_token: ClassVar[int] = 0  # of training, for each parameter of the base
     stored_in_full: ClassVar[bool] = False  # in the base's own type; an adapter is kept in float32
 
-    def drawn(self, size: int) -> int:
-        """Examples that training goes through, repeats counted."""
+    def check(self) -> None:
+        """Raise HarnessError where the settings do not go together."""
+
+    def steps(self, examples: int, example_tokens: float = 0.0, flops_a_token: float = 0.0) -> int:
+        """Optimizer steps for so many examples, of so many tokens on average, a token costing so many FLOPs."""
         return 0
 
-    def steps(self, size: int) -> int:
-        """Optimizer steps."""
+    def drawn(self, examples: int, steps: int) -> int:
+        """Examples that so many steps go through, repeats counted."""
         return 0
 
     def trained_parameters(self, shapes: Shapes) -> int:

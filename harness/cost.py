@@ -107,9 +107,11 @@ class Estimator:
     def _of_training(self, cell: Cell, stays: bool) -> Cost:
         if not cell.method.trains:
             return Cost(examples=cell.size)
-        tokens = cell.method.drawn(cell.size) * self._example_tokens(cell)
-        flops = cell.method.flops_a_token * self.parameters(cell.base.name) * tokens
-        steps = cell.method.steps(cell.size)
+        each = self._example_tokens(cell)
+        flops_a_token = cell.method.flops_a_token * self.parameters(cell.base.name)
+        steps = cell.method.steps(cell.size, each, flops_a_token)
+        tokens = cell.method.drawn(cell.size, steps) * each
+        flops = flops_a_token * tokens
         seconds = self.history.training.seconds(_how(cell), steps, flops)
         if seconds is None:
             seconds = steps * STEP_SECONDS + flops / (SUSTAINED * self.speed)

@@ -86,13 +86,18 @@ def check(cells: list[Cell]) -> None:
         return key not in seen and not seen.add(key)  # type: ignore[func-returns-value]
 
     for cell in cells:
+        cell.method.check()
         evaluate.check_backend(cell.run)
         if cell.method.uses_data and new("data", cell.method.name, dataclasses.asdict(cell.data)):
             _check_kind(cell)
         retention.check_keep(cell.run.keep)
         retention.check_kept(cell.folder())
         # A base that is made (pocket) may not exist yet; it is ours and has a template.
-        if not cell.base.make and _speaks(cell) and new("base", cell.base.path, cell.base.revision, cell.base.chat_template):
+        if (
+            not cell.base.make
+            and _speaks(cell)
+            and new("base", cell.base.path, cell.base.revision, cell.base.chat_template)
+        ):
             bases.check_chat(cell.base)
         for name, task in cell.evals.items():
             if new("eval", evaluate.identity(name, task)):

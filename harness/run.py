@@ -118,7 +118,9 @@ def _work(
 
     summary: dict[str, Any] = {"examples": cell.size}
     checkpoints = folder / "checkpoints" / fingerprint(identity)[:16]
-    attempt = Attempt(folder, checkpoints, step, lease.check if lease else lambda: None)
+    attempt = Attempt(
+        folder, checkpoints, partial(_trunk, cell, identity, examples), step, lease.check if lease else lambda: None
+    )
     try:
         with part("load the base"):
             base = bases.load(cell.base, cell.run.device)
@@ -142,6 +144,13 @@ def _work(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         retention.prune(cell)
     mirror.finish(summary)
+
+
+def _trunk(cell: Cell, identity: dict[str, Any], examples: Subset, count: int) -> Path:
+    """Where the state after the first `count` examples lies, which any size of this curve may have left."""
+    begun = {**identity["data"], "subset": subset_identity(examples[:count])}
+    mark = fingerprint({**identity, "size": count, "data": begun})
+    return cell.folder().parent / ".trunk" / mark[:16]
 
 
 def _scores(path: Path, result: dict[str, Any], mark: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Sequences are laid end to end in one row, so that nothing is spent on padding, a
 (`harness.attention`). Logits are computed only where a token is learned.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -28,6 +29,7 @@ from harness.data.tokens import TokenSequences
 from harness.errors import DivergedError, HarnessError
 from harness.preempt import PreemptedError
 from harness.schedule import Schedule
+from harness.trunk import Trunk
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def fine_tune(
     run: Run,
     attempt: Attempt,
     half: bool | None = None,
+    flops_a_token: float = 0.0,
 ) -> dict[str, Any]:
     """Train the parameters of `model` that require gradients; return counts, seconds and losses for the record.
 
@@ -59,21 +62,27 @@ def fine_tune(
     )
     packed = fits(model)
     longest = (reach(model) or math.inf) if packed else 0  # longer sequences get a pass of their own
-    steps = schedule.steps(len(sequences))
-    batches = _batches(len(sequences), schedule.batch_size, seed)
+    steps = schedule.steps(len(sequences), float(sequences.lengths.mean()), flops_a_token)
+    batches = _batches(len(sequences), schedule.batch_size, None if schedule.trunk else seed)
     told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
     told["tokens_per_pass"] = run.tokens_per_pass
     if ranks.mine():
         torch.manual_seed(seed + (ranks.mine() << 32))  # masks of dropout that are not the first rank's once more
     checkpoints = Checkpoints(attempt.checkpoints, run.checkpoint_seconds)
-    done, kept = checkpoints.load(model, optimizer)
-    told |= kept
-    if done:
-        told["resumed"].append(done)
+    with contextlib.ExitStack() as during:
+        trunk = during.enter_context(Trunk(attempt, schedule, steps)) if schedule.trunk else None
+        done, kept = checkpoints.load(model, optimizer)
+        told |= kept
+        if done:
+            told["resumed"].append(done)
+        elif trunk:
+            done, kept = trunk.load(model, optimizer)
+            told |= {**kept, "branched_at": done, "shared_seconds": kept.get("seconds", 0.0)}
         next(islice(batches, done, done), None)
-    budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
-    started = time.perf_counter() - told["seconds"]
-    with _as_told(model, run), preempt.ends_by_itself():
+        budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
+        started = time.perf_counter() - told["seconds"]
+        during.enter_context(_as_told(model, run))
+        during.enter_context(preempt.ends_by_itself())
         for step in range(done, steps):
             with part("read the batch"):
                 batch = [sequences[i] for i in next(batches)]
@@ -98,6 +107,9 @@ def fine_tune(
             values = {"loss": total, "lr": schedule.lr_at(step, steps), "grad_norm": norm.item()}
             told["losses"].append({"step": step, **values, "target_tokens": told["target_tokens"]})
             attempt.on_step(step, steps, {**values, "tokens": told["tokens"]})
+            if trunk:
+                told["seconds"] = time.perf_counter() - started
+                trunk.save(step + 1, model, optimizer, told)
             stop, due = ranks.agree(lambda: (preempt.asked(), checkpoints.due()))
             if stop or due:
                 told["seconds"] = time.perf_counter() - started
@@ -138,11 +150,14 @@ def _as_told(model: Any, run: Run) -> Iterator[None]:
                 vars(layer).pop(name, None)
 
 
-def _batches(examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of example indices: a fresh permutation each epoch, the last batch of an epoch may be smaller."""
-    generator = torch.Generator().manual_seed(seed)
+def _batches(examples: int, batch_size: int, seed: int | None) -> Iterator[list[int]]:
+    """Endless batches of example indices: a fresh permutation each epoch, the last batch of an epoch may be smaller.
+
+    Without a seed in the order that they have, which is random already: by the hash of each example.
+    """
+    generator = torch.Generator().manual_seed(seed or 0)
     while True:
-        order = torch.randperm(examples, generator=generator).tolist()
+        order = list(range(examples)) if seed is None else torch.randperm(examples, generator=generator).tolist()
         for start in range(0, examples, batch_size):
             yield order[start : start + batch_size]
 

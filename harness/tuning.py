@@ -68,6 +68,7 @@ def learning(
     base: Any, sequences: Callable[[], TokenSequences], schedule: Schedule, cell: Cell, attempt: Attempt
 ) -> Train:
     """Training on the sequences by the project's own loop."""
+    flops_a_token = cell.method.flops_a_token * base.model.num_parameters()
 
     def train(model: Any) -> dict[str, Any]:
         from harness.train import fine_tune
@@ -77,7 +78,17 @@ def learning(
         model.train()
         half = base.config.dtype == "bfloat16"
         with part("train"):
-            return fine_tune(model, tokens, schedule, seed=cell.seed, run=cell.run, attempt=attempt, half=half)
+            record = fine_tune(
+                model,
+                tokens,
+                schedule,
+                seed=cell.seed,
+                run=cell.run,
+                attempt=attempt,
+                half=half,
+                flops_a_token=flops_a_token,
+            )
+        return {**record, "held": schedule.hold, "flops": flops_a_token * record["tokens"]}
 
     return train
 
@@ -102,7 +113,6 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         )
     set_seed(cell.seed)  # initialisation of the adapter, dropout
     with _as_it_came(base.model, copy=copies):
-        flops_a_token = 4 * base.model.num_parameters()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5
@@ -116,7 +126,6 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
             set_peft_model_state_dict(model, weights)
         else:
             record = train(model)
-            record["flops"] = flops_a_token * record["tokens"]
 
             def save() -> dict[str, Any]:
                 state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -163,7 +172,6 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
                 parameter.data = data.to(torch.float32, copy=True)
                 parameter.requires_grad_(True)
             record = train(model)
-            record["flops"] = 6 * model.num_parameters() * record["tokens"]
             model.requires_grad_(False)
             for parameter, data in before.values():
                 parameter.grad, parameter.data = None, parameter.data.to(data.dtype)

@@ -278,12 +278,36 @@ def test_steps_follow_epochs_batches_and_the_floor() -> None:
     assert [floored.steps(n) for n in (1, 96, 112, 1000)] == [20, 20, 21, 189]
 
 
+def test_steps_for_a_budget_that_every_size_gets() -> None:
+    """100 steps; 6,400 tokens in batches of 16 examples of 40; 8e9 FLOPs at 1e6 a token make 8,000 tokens."""
+    assert [Schedule(hold="steps", budget=100).steps(n, 40, 1e6) for n in (4, 1000)] == [100, 100]
+    assert [Schedule(hold="tokens", budget=6400).steps(n, 40, 1e6) for n in (4, 16, 1000)] == [40, 10, 10]
+    assert [Schedule(hold="flops", budget=8e9).steps(n, 40, 1e6) for n in (4, 16, 1000)] == [50, 12, 12]
+    assert [Schedule().drawn(n, steps) for n, steps in ((4, 5), (16, 5), (40, 4), (40, 2))] == [20, 80, 56, 32]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hold": "hours"}, "method.hold='hours' is unknown"),
+        ({"hold": "tokens"}, "method.hold=tokens needs method.budget"),
+        ({"decay": "wsd", "trunk": True}, "method.trunk shares the beginning"),
+        ({"decay": "linear", "trunk": True, "epochs": 1, "warmup": 5}, "method.trunk shares the beginning"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(HarnessError, match=message):
+        Schedule(**fields).check()
+    Schedule(decay="wsd", trunk=True, epochs=1, warmup=5).check()
+
+
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [
         ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),
         ("linear", [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
         ("cosine", [1 / 3, 2 / 3] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]),
+        ("wsd", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1 - math.sqrt(0.5)]),
     ],
 )
 def test_the_learning_rate_rises_and_falls_as_written(decay: str, expected: list[float]) -> None:
@@ -295,8 +319,8 @@ def test_schedules_without_warm_up_and_of_one_step_use_the_full_rate() -> None:
     assert Schedule(lr=1.0, warmup=0).lr_at(0, 5) == 1.0
     assert Schedule(lr=1.0).lr_at(0, 1) == 1.0
     assert all(Schedule(lr=1.0).lr_at(i, 3) > 0 for i in range(3))  # no step is for nothing
-    with pytest.raises(HarnessError, match=r"method\.decay='wsd'"):
-        Schedule(decay="wsd").lr_at(5, 10)
+    with pytest.raises(HarnessError, match=r"method\.decay='square'"):
+        Schedule(decay="square").lr_at(5, 10)
 
 
 def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
