@@ -128,9 +128,9 @@ class Attempt:
 
     folder: Path  # the cell's own; what must outlive the process (an adapter) goes in here
     checkpoints: Path  # for what only an unfinished training needs; another identity has another folder
-    trunk: Callable[[int], Path] = lambda _: Path()  # of states after so many examples, shared among sizes
     on_step: OnStep = lambda *_: None
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
+    trunk: Callable[[int], Path] = lambda _: Path()  # of states after so many examples, shared among sizes
 
 
 @dataclass

@@ -24,6 +24,7 @@ from harness.data.chat import tokenize_all
 from harness.history import History, read_finished
 from harness.plan import DONE, Planned
 from harness.run import subset_of
+from harness.schedule import Schedule
 from harness.shapes import Shapes, linear, parameters
 
 SUSTAINED = 0.4  # share of a large matrix product's speed that training and evaluation keep up
@@ -66,6 +67,7 @@ class Estimator:
         self.bases = {cell.base.name: cell.base for cell in cells}
         self.tasks = {name: task for cell in cells for name, task in cell.evals.items()}
         self.staying = {cell.folder() for cell in retention.kept(cells)}
+        self.sizes = [(retention.curve_of(cell), cell.size) for cell in cells]
         self.largest = {(c.base.name, c.data.name): c for c in sorted(cells, key=lambda c: c.size)}
         self.given = speed
         self.finished = read_finished(Path(cells[0].run.root))
@@ -111,12 +113,21 @@ class Estimator:
         flops_a_token = cell.method.flops_a_token * self.parameters(cell.base.name)
         steps = cell.method.steps(cell.size, each, flops_a_token)
         tokens = cell.method.drawn(cell.size, steps) * each
+        shared = 0
+        if isinstance(cell.method, Schedule) and cell.method.trunk:
+            shared = max((cell.method.decay_from(cell.method.steps(n)) for n in self._smaller(cell)), default=0)
+        steps, tokens = steps - shared, tokens * (1 - shared / steps)
         flops = flops_a_token * tokens
         seconds = self.history.training.seconds(_how(cell), steps, flops)
         if seconds is None:
             seconds = steps * STEP_SECONDS + flops / (SUSTAINED * self.speed)
         disk = self._stored(cell) if stays else 0.0
         return Cost(cell.size, tokens, flops, seconds=seconds, disk_bytes=disk)
+
+    def _smaller(self, cell: Cell) -> list[int]:
+        """The smaller sizes of the cell's curve in this plan."""
+        curve = retention.curve_of(cell)
+        return [size for key, size in self.sizes if key == curve and size < cell.size]
 
     def _of_evaluation(self, cell: Cell, name: str) -> Cost:
         items, flops = self._extent(name).items, self._eval_flops(cell.base.name, name)

@@ -61,13 +61,18 @@ def prune(cell: Cell) -> int:
 
 def kept(cells: Iterable[Cell]) -> list[Cell]:
     """Of cells that train, those whose adapters stay; where it takes the scores to know (best), one of each curve."""
-    last: dict[tuple[Any, ...], Cell] = {}
+    last: dict[Any, Cell] = {}
     for cell in (c for c in cells if c.method.trains and c.run.keep != "none"):
         size = cell.size if cell.run.keep == "all" else None
-        key = (cell.folder().parent, cell.variant(), cell.seed, cell.subset_seed, size)
+        key = (curve_of(cell), size)
         if key not in last or last[key].size < cell.size:
             last[key] = cell
     return list(last.values())
+
+
+def curve_of(cell: Cell) -> tuple[Any, ...]:
+    """What all sizes of a curve have in common."""
+    return (cell.folder().parent, cell.variant(), cell.seed, cell.subset_seed)
 
 
 def _curve(cell: Cell) -> list[Path]:

@@ -119,7 +119,7 @@ def _work(
     summary: dict[str, Any] = {"examples": cell.size}
     checkpoints = folder / "checkpoints" / fingerprint(identity)[:16]
     attempt = Attempt(
-        folder, checkpoints, partial(_trunk, cell, identity, examples), step, lease.check if lease else lambda: None
+        folder, checkpoints, step, lease.check if lease else lambda: None, partial(_trunk, cell, identity, examples)
     )
     try:
         with part("load the base"):

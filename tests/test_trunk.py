@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from harness import preempt
+from harness.cost import Estimator
 from harness.methods.sft import Sft
+from harness.plan import plan
 from harness.run import run
 from harness.store import ADAPTER, RECORD, read_json
 from harness.tuning import Lora
@@ -73,6 +75,19 @@ def test_killed_in_the_trunk_or_in_the_decay_it_goes_on(make_cell: Any, tmp_path
 def _die_at(cell: Any, step: int) -> None:
     preempt.listen()
     run(cell, lambda now, *_: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)
+
+
+def test_the_plan_counts_what_is_shared_once(make_cell: Any, tmp_path: Path) -> None:
+    planned = plan(cells(make_cell, tmp_path))
+    each = [Estimator(planned, speed=1e12).cost(p).tokens for p in planned]
+    for p in planned:
+        run(p.cell)
+    own = [record["tokens"] * (1 - record["branched_at"] / record["steps"]) for record in map(_training, planned)]
+    assert each == pytest.approx(own, rel=0.1)  # of examples of about the same length
+
+
+def _training(planned: Any) -> Any:
+    return read_json(planned.cell.folder() / RECORD)["training"]
 
 
 def test_other_examples_share_nothing(make_cell: Any, make_data: Any, tmp_path: Path) -> None:
