@@ -96,6 +96,7 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
         "backend": run.eval_backend,
+        "tokens_per_pass": lm.room.tokens if run.eval_backend == "shared" else None,  # less where memory ran out
         "identity": identity(name, task),
         "seconds": time.perf_counter() - started,
     }
