@@ -14,6 +14,7 @@ from typing import Any
 from harness import base as bases
 from harness import board, evaluate, ranks, store
 from harness import lease as leases
+from harness.artifact import sha256_file
 from harness.cell import Attempt, Cell, OnStep, fingerprint
 from harness.clock import Clock, part, running
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
@@ -110,7 +111,7 @@ def _work(
                 content = value()
                 lease.check()
                 try:
-                    store.write_json(path, content, once=True)
+                    store.write_result(path, content)
                 except FileExistsError as error:
                     raise leases.LostError(f"{path} was written by another process meanwhile") from error
 
@@ -131,7 +132,7 @@ def _work(
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))
-                for score in ranks.agree(partial(store.read_json, path))["scores"]:
+                for score in ranks.agree(partial(store.read_result, path))["scores"]:
                     summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
         commit(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started))
     except BaseException:
@@ -145,8 +146,9 @@ def _work(
 
 def _scores(path: Path, result: dict[str, Any], mark: str) -> dict[str, Any]:
     """What is kept of an evaluation; the answers item by item go into a file of their own, first."""
-    store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
-    return {**result, "fingerprint": mark, "finished": time.time()}
+    answers = path.with_suffix(".jsonl")
+    store.write_jsonl(answers, result.pop("samples"))
+    return {**result, "fingerprint": mark, "answers_sha256": sha256_file(answers), "finished": time.time()}
 
 
 def _record(

@@ -184,12 +184,40 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
         assert "&lt;script&gt;" in text
 
 
+@pytest.mark.parametrize("lead", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_no_cell_begins_like_a_formula(lead: str, tmp_path: Path) -> None:
+    """Read back as a spreadsheet does: every cell of text is as it was, behind an apostrophe; numbers are numbers."""
+    write(sweep(base=lead, data=lead).assign(variant=lead, base_note=lead), tmp_path)
+    for row in csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8", newline="")):
+        assert row["base"] == f"'{lead}"
+        for value in row.values():
+            assert not value.startswith(tuple("=+@\t\r\n"))
+            assert not value.startswith("-") or float(value) < 0
+
+
+def test_an_address_in_a_name_is_no_link(tmp_path: Path) -> None:
+    page = write(sweep(base="javascript:alert(1)").assign(base_note="javascript:alert(2)"), tmp_path)
+    assert not re.search(r"""(href|src|action)\s*=\s*["']?\s*javascript:""", page)
+
+
 def test_csv_cells_are_never_formulas(tmp_path: Path) -> None:
     write(sweep(base='=HYPERLINK("http://x")', data="@evil"), tmp_path)
     rows = list(csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8")))
     assert {row["base"] for row in rows} == {'\'=HYPERLINK("http://x")'}
     assert {row["data"] for row in rows} == {"'@evil", "none"}
     assert min(float(row["score"]) for row in rows) == pytest.approx(0.05), "numbers stay numbers"
+
+
+def test_what_has_no_score_is_said_beside_the_curves(tmp_path: Path) -> None:
+    """A cell that diverged is no failure of the program, and all the more to be seen: its setting has no point."""
+    ends = [
+        run_row(math.nan, size=9000 + n, seed=0, task="", status=s) for n, s in enumerate(("diverged", "preempted"))
+    ]
+    page = write(pd.concat([sweep(), table(ends)]), tmp_path)
+    assert "1 failed, 1 diverged, 1 preempted" in page
+    assert "<td>diverged</td>" in page
+    assert "9,000" in page
+    assert "9000" not in (tmp_path / "points.csv").read_text()
 
 
 @pytest.mark.parametrize("kind", ["base", "failed"])

@@ -20,7 +20,7 @@ from harness.methods import methods
 from harness.methods.base import BaseModel
 from harness.methods.icl import InContext
 from harness.methods.sft import WEIGHTS, Lora, Sft
-from harness.store import TRAINED, write_json
+from harness.store import TRAINED, write_result
 from tests.conftest import attempt
 
 Make = Callable[..., Cell]
@@ -44,7 +44,7 @@ def adapt(loaded: LoadedBase, cell: Cell, folder: Path) -> AbstractContextManage
     def adapted() -> Any:
         with cell.method.adapt(loaded, examples_of(cell), cell, attempt(folder)) as result:
             if not (folder / TRAINED).exists():
-                write_json(folder / TRAINED, {"training": result.training})
+                write_result(folder / TRAINED, {"training": result.training})
             yield result
 
     return adapted()

@@ -4,6 +4,8 @@ Defaults follow LoRA Without Regret (thinkingmachines.ai/blog/lora): all linear 
 ten times that of full fine-tuning.
 """
 
+import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +17,18 @@ from harness import ranks
 from harness.artifact import sha256_file
 from harness.cell import Adapted, Attempt, Cell, Method
 from harness.clock import part
-from harness.errors import HarnessError
+from harness.errors import DivergedError, HarnessError
 from harness.files import whole
 from harness.schedule import Schedule
-from harness.store import TRAINED, read_json, write_jsonl
+from harness.store import TRAINED, read_result, write_jsonl
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = "adapter_model.safetensors"
+GLANCE = 64  # tokens on which an adapter is seen to act
 
 
 @dataclass
@@ -64,7 +69,6 @@ class Sft(Method, Schedule):
 
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
-        from peft import set_peft_model_state_dict
         from transformers import set_seed
 
         from harness.lowrank import attach
@@ -93,10 +97,11 @@ class Sft(Method, Schedule):
             ranks.refuse_sharded([p for p in model.parameters() if p.requires_grad], "method.lora.modules_to_save")
             if ranks.agree((attempt.folder / TRAINED).exists):
                 record, weights = ranks.agree(lambda: _saved(attempt.folder))
-                set_peft_model_state_dict(model, weights)
+                _put(model, weights, attempt.folder)
             else:
                 record = self._train(model, base, examples, cell, attempt)
             model.eval()
+            _check_change(_logit_change(model, base.tokenizer, examples[0]), record, attempt.folder)
             yield Adapted(model, training=record, adapter=attempt.folder)
 
     def _check_targets(self, model: Any) -> None:
@@ -134,11 +139,51 @@ def _save(model: Any, record: dict[str, Any], attempt: Attempt) -> dict[str, Any
     return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
 
 
+def _put(model: Any, weights: dict[str, Any], folder: Path) -> None:
+    """Load an adapter's weights. peft itself would only warn of what is missing, and leave it as it was initialised."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(wanted ^ set(weights)):
+        raise HarnessError(
+            f"{folder / WEIGHTS} is no adapter of this method and base: {len(odd)} weights such as {odd[0]}"
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def _check_change(change: float, record: dict[str, Any], folder: Path) -> None:
+    """Keep how much the adapter changes logits with its record or, if that was kept before, compare with it."""
+    if not math.isfinite(change):
+        raise DivergedError("with the adapter, logits are no finite numbers; lower method.lr")
+    before = record.setdefault("logit_change", change)
+    if not math.isclose(change, before, rel_tol=0.5):  # devices and types differ by far less
+        raise HarnessError(
+            f"the adapter in {folder} changes logits by {change:.3g}, but by {before:.3g} when it was trained; "
+            "peft or transformers read it in another way than they wrote it"
+        )
+    if not change:
+        log.warning("%s: the adapter changes no logit: nothing was learned, or too little to count", folder)
+
+
+def _logit_change(model: Any, tokenizer: Any, example: Any) -> float:
+    """How much the adapter changes the logits of an example's first tokens, at most."""
+    import torch
+
+    from harness.data.chat import tokenize
+
+    ids = torch.tensor([tokenize(tokenizer, list(example.messages), GLANCE).ids], device=model.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        with model.disable_adapter():
+            without = model(input_ids=ids, use_cache=False).logits
+    return float((logits.float() - without.float()).abs().max())
+
+
 def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `_save` left: the record and the adapter's weights by name."""
     from safetensors.torch import load_file
 
-    record = read_json(folder / TRAINED)["training"]
+    record = read_result(folder / TRAINED)["training"]
     if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != record["adapter_sha256"]:
         raise HarnessError(f"{folder / WEIGHTS} does not match its checksum; delete {folder} to train again")
     return record, load_file(folder / WEIGHTS)
