@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import curves
-from analysis.report import in_words, write_report
+from analysis.report import in_words, write_csv, write_report
 from harness.errors import HarnessError
 from harness.store import COLUMNS
 
@@ -184,12 +184,19 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
         assert "&lt;script&gt;" in text
 
 
-@pytest.mark.parametrize("lead", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+LEADS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "x\r=1", "x\n=1", 'x",=1']
+
+
+@pytest.mark.parametrize("lead", LEADS)
 def test_no_cell_begins_like_a_formula(lead: str, tmp_path: Path) -> None:
-    """Read back as a spreadsheet does: every cell of text is as it was, behind an apostrophe; numbers are numbers."""
-    write(sweep(base=lead, data=lead).assign(variant=lead, base_note=lead), tmp_path)
-    for row in csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8", newline="")):
-        assert row["base"] == f"'{lead}"
+    """Text comes back as it was, behind an apostrophe where it leads like a formula; a break in it begins no row."""
+    table = curves.points(sweep(base=lead, data=lead).assign(variant=lead))
+    write_csv(table, tmp_path / "points.csv")
+    with (tmp_path / "points.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(table)
+    for row in rows:
+        assert row["base"] == (lead if lead[0] == "x" else f"'{lead}")
         for value in row.values():
             assert not value.startswith(tuple("=+@\t\r\n"))
             assert not value.startswith("-") or float(value) < 0
