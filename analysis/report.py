@@ -66,6 +66,7 @@ def write_report(
             "data": table.loc[table["method"] != "base", "data"].nunique() > 1,
             "flags": bool(table.loc[table["method"] != "base", "interval"].isin(FLAGS).any()),
         },
+        cautions=_cautions(frame),
         failed=failed.sort_values("path").to_dict("records"),
         varied=varied,
         fixed=constant + flat(fixed or {}),
@@ -119,6 +120,21 @@ def _axes(cells: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, s
         elif texts and texts != ["default"]:
             constant.append((name, texts[0]))
     return varied, constant
+
+
+def _cautions(frame: pd.DataFrame) -> list[str]:
+    """What of the data is to be known before a score is believed."""
+    lines = []
+    for task, rows in frame[frame["items_in_training"] > 0].groupby("task", sort=True):
+        most = rows.sort_values("items_in_training").iloc[-1]
+        lines.append(
+            f"Up to {most['items_in_training']:.0f} of the {most['n_items']:.0f} items of {task} stand word for word "
+            f"among a cell’s examples ({most['data']}, {most['size']:,} examples)."
+        )
+    for data, rows in frame[frame["copies"] > 0].groupby("data", sort=True):
+        most = rows.sort_values("copies").iloc[-1]
+        lines.append(f"{data}: up to {most['copies']:.0f} of {most['size']:,} examples repeat another one.")
+    return lines
 
 
 def _size_in_words(table: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import random
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import hydra.utils
@@ -19,6 +20,7 @@ from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Run, Task, fingerprint
 from harness.consent import refuse_code
+from harness.data.overlap import marks_of
 from harness.data.rows import read_file
 from harness.errors import HarnessError
 
@@ -100,6 +102,21 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
         "identity": identity(name, task),
         "seconds": time.perf_counter() - started,
     }
+
+
+def items_among(name: str, task: Task, turns: set[bytes]) -> int:
+    """How many of the task's items are among the users' turns of a training, by `harness.data.overlap`'s marks."""
+    key = fingerprint(identity(name, task))
+    if key not in _marks:
+        _marks[key] = [
+            marks_of(doc, member.doc_to_text(doc))
+            for member in _load(name, task)["tasks"].values()
+            for doc in islice(member.eval_docs, task.limit)
+        ]
+    return sum(not marks.isdisjoint(turns) for marks in _marks[key])
+
+
+_marks: dict[str, list[set[bytes]]] = {}  # of each task's items, made once per process
 
 
 def check_backend(run: Run) -> None:

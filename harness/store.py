@@ -114,7 +114,7 @@ def records(root: Path) -> list[Path]:
 COLUMNS = (
     "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
     "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
-    "base_note path"
+    "base_note path copies items_in_training"
 ).split()
 
 
@@ -122,9 +122,10 @@ def load(root: Path | str) -> pd.DataFrame:
     """All cells below `root`, one row for each (cell, task, metric, filter); see `COLUMNS`.
 
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
-    times in seconds. A cell whose last try left no record has one row with status "failed", "diverged" or
-    "preempted", an empty task and no score. Where a task was
-    scored under several evaluation fingerprints (a changed template, say), the newest one is given.
+    times in seconds; `copies` are examples that repeat another one, `items_in_training` are items of the task that stand
+    word for word among the examples. A cell whose last try left no record has one row with status "failed", "diverged"
+    or "preempted", an empty task and no score. Where a task was scored under several evaluation fingerprints (a changed
+    template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):
@@ -137,13 +138,15 @@ def load(root: Path | str) -> pd.DataFrame:
 
 def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
     record = read_result(folder / RECORD)
-    shared = {**record["row"], "status": "ok", "path": _relative(folder, root)}
+    copies = (record["manifest"] or {}).get("copies", 0)
+    shared = {**record["row"], "status": "ok", "path": _relative(folder, root), "copies": copies}
     rows = []
     for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
         scored = [read_result(p) for p in task.glob("*.json")]
         if scored:
             newest = max(scored, key=lambda s: s["finished"])
             extra = {"task": task.name, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
+            extra |= {"items_in_training": newest["items_in_training"]}
             rows += [{**shared, **extra, **score} for score in newest["scores"]]
     return rows
 
