@@ -129,7 +129,7 @@ def _cautions(frame: pd.DataFrame) -> list[str]:
         most = rows.sort_values("items_in_training").iloc[-1]
         lines.append(
             f"Up to {most['items_in_training']:.0f} of the {most['n_items']:.0f} items of {task} stand word for word "
-            f"among a cell’s examples ({most['data']}, {most['size']:,} examples)."
+            f"among the examples of a cell ({most['data']}, {most['size']:,} examples)."
         )
     for data, rows in frame[frame["copies"] > 0].groupby("data", sort=True):
         most = rows.sort_values("copies").iloc[-1]

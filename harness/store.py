@@ -122,7 +122,7 @@ def load(root: Path | str) -> pd.DataFrame:
     """All cells below `root`, one row for each (cell, task, metric, filter); see `COLUMNS`.
 
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
-    times in seconds; `copies` are examples that repeat another one, `items_in_training` are items of the task that stand
+    times in seconds; `copies` are examples that repeat another one, `items_in_training` items of the task that stand
     word for word among the examples. A cell whose last try left no record has one row with status "failed", "diverged"
     or "preempted", an empty task and no score. Where a task was scored under several evaluation fingerprints (a changed
     template, say), the newest one is given.

@@ -63,7 +63,9 @@ def test_it_is_told_where_scores_are_read(make_cell: Make, make_data: Make, gene
     base = dataclasses.replace(make_cell("base", evals=cell.evals), run=cell.run)
     run(base)
     page = write_report(store.load(cell.run.root), folder / "report", sweep="s", command="c").read_text()
-    assert "Up to 3 of the 5 items of quiz stand word for word among a cell’s examples (pairs, 5 examples)." in page
+    assert (
+        "Up to 3 of the 5 items of quiz stand word for word among the examples of a cell (pairs, 5 examples)." in page
+    )
     assert "pairs: up to 1 of 5 examples repeat another one." in page
     clean = write_report(store.load(base.folder()), folder / "clean", sweep="s", command="c").read_text()
     assert "word for word" not in clean
