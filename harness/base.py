@@ -134,11 +134,11 @@ def _code_brought(base: Base) -> list[str]:
     from transformers.utils import cached_file
 
     place = place_of(base)
-    where = place["pretrained_model_name_or_path"]
+    where, _ = place.pop("pretrained_model_name_or_path"), place.pop("trust_remote_code")
     names: set[str] = set()
     for file in ("config.json", "tokenizer_config.json"):
         try:
-            found = cached_file(where, file, revision=place.get("revision"))
+            found = cached_file(where, file, **place)
         except OSError:  # it has no such file, or none that can be had: whoever needs it will say so
             continue
         classes = read_json(Path(str(found))).get("auto_map", {})
@@ -184,8 +184,9 @@ def place_of(base: Base) -> dict[str, Any]:
     elif (folder := local(base.path)).is_dir():
         place = {"pretrained_model_name_or_path": str(folder)}
     else:
-        commit = commit_of("model", base.path, base.revision).sha
-        place = {"pretrained_model_name_or_path": base.path, "revision": commit}
+        commit = commit_of("model", base.path, base.revision)
+        place = {"pretrained_model_name_or_path": base.path, "revision": commit.sha}
+        place |= {} if commit.online else {"local_files_only": True}  # or each file is asked for, many times over
     if base.gguf_file:
         place["gguf_file"] = base.gguf_file
     return {**place, "trust_remote_code": base.trust_remote_code}

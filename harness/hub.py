@@ -1,5 +1,6 @@
 """Which commit a hub id and revision mean: the hub is asked; where it is out of reach, what it last said here holds."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,10 +18,12 @@ class Commit(NamedTuple):
     online: bool  # whether the hub itself said so, just now
 
 
+@functools.cache
 def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None) -> Commit:
     """The commit that `revision` (None: main) of `name` means now or, offline, meant when the hub was last asked.
 
-    Raises HarnessError where there is no such thing, or the hub is out of reach and was never asked.
+    Asked once in a process, so that what is loaded is what was recorded, though a branch moves meanwhile. Raises
+    HarnessError where there is no such thing, or the hub is out of reach and was never asked.
     """
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
