@@ -140,6 +140,8 @@ BAD = [
     (["frobnicate"], "no command 'frobnicate'"),
     (["sweep", "nosuch"], "no sweep 'nosuch'"),
     (["run", "base=tiny", "data=pairs", "evals=quiz", "sizee=3"], "did you mean 'size'"),
+    (["run", "base=tiny", "data=pairs", "evals=quiz", "size=four"], "'four' of type 'str' could not be converted"),
+    (["sweep", "mine", "arms.sft.method.lora.rank=many"], "'many' of type 'str' could not be converted"),
     (["run", "base=tiny", "data=pairs", "evals=quiz", "size=1,2"], "--multirun"),
     (["run", "base=tiny", "data=pairs", "evals=quiz", "size=33"], "has 32 examples"),
     (["run", "base=nosuch", "data=pairs", "evals=quiz"], "Available options in 'base'"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import numpy as np
 import pytest
 import torch
@@ -233,8 +234,11 @@ def test_code_that_no_commit_pins_is_refused_even_with_consent(strange: Path, ca
     assert not canary.exists()
 
 
-def test_a_task_that_runs_what_the_model_writes_waits_for_consent() -> None:
+def test_a_task_that_runs_what_the_model_writes_waits_for_consent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before lm-eval imports its code, which for humaneval runs a first program when it is imported."""
+    tasks = Path(str(lm_eval.tasks.__file__)).parent
+    some = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[tasks / "humaneval", tasks / "mbpp"])
+    monkeypatch.setattr(evaluate, "_all_tasks", lambda: some)  # to list all of them takes ten seconds
     for task in ("humaneval", "mbpp", "humaneval_instruct"):
         with pytest.raises(HarnessError, match=r"executes what the model writes.*evals\.code\.unsafe_code=true"):
             evaluate.check("code", Task(task=task))
