@@ -5,6 +5,7 @@ it inside the figures, the page forbids scripts and every request by its Content
 CSV can act as a formula.
 """
 
+import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,13 +48,17 @@ def write_report(
     table = curves.points(frame)
     write_csv(table, folder / "points.csv")
     cells = frame.drop_duplicates("path")
-    failed = cells[cells["status"] == "failed"]
+    failed = cells[cells["status"] != "ok"]  # failed, diverged, preempted: none of them has a score to show
     varied, constant = _axes(cells)
     page = _environment().get_template("report.html.j2").render(
         sweep=sweep,
         hypothesis=hypothesis.strip(),
         command=command.strip(),
-        counts={"done": len(cells) - len(failed), "failed": len(failed), "words": _size_in_words(table)},
+        counts={
+            "done": len(cells) - len(failed),
+            "without": ", ".join(f"{n} {status}" for status, n in failed["status"].value_counts().items()),
+            "words": _size_in_words(table),
+        },
         figures=_figures(table, folder),
         tables=_tables(table),
         show={
@@ -61,6 +66,7 @@ def write_report(
             "data": table.loc[table["method"] != "base", "data"].nunique() > 1,
             "flags": bool(table.loc[table["method"] != "base", "interval"].isin(FLAGS).any()),
         },
+        cautions=_cautions(frame),
         failed=failed.sort_values("path").to_dict("records"),
         varied=varied,
         fixed=constant + flat(fixed or {}),
@@ -74,14 +80,14 @@ def write_report(
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """The table as CSV at full precision, safe to open in a spreadsheet.
 
-    A text cell that starts like a formula (= + - @, or a tab or carriage return before one) gets a leading apostrophe,
-    after OWASP's "CSV Injection"; column names are ours.
+    A text cell that starts like a formula (= + - @, or a tab or line break before one) gets a leading apostrophe, after
+    OWASP's "CSV Injection", and every text is quoted: a bare carriage return would begin a row. Column names are ours.
     """
     safe = table.copy()
     for column in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[column]):
-            safe[column] = [f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r") else v for v in safe[column]]
-    safe.to_csv(path, index=False)
+            safe[column] = [f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r\n") else v for v in safe[column]]
+    safe.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -114,6 +120,21 @@ def _axes(cells: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, s
         elif texts and texts != ["default"]:
             constant.append((name, texts[0]))
     return varied, constant
+
+
+def _cautions(frame: pd.DataFrame) -> list[str]:
+    """What of the data is to be known before a score is believed."""
+    lines = []
+    for task, rows in frame[frame["items_in_training"] > 0].groupby("task", sort=True):
+        most = rows.sort_values("items_in_training").iloc[-1]
+        lines.append(
+            f"Up to {most['items_in_training']:.0f} of the {most['n_items']:.0f} items of {task} stand word for word "
+            f"among the examples of a cell ({most['data']}, {most['size']:,} examples)."
+        )
+    for data, rows in frame[frame["copies"] > 0].groupby("data", sort=True):
+        most = rows.sort_values("copies").iloc[-1]
+        lines.append(f"{data}: up to {most['copies']:.0f} of {most['size']:,} examples repeat another one.")
+    return lines
 
 
 def _size_in_words(table: pd.DataFrame) -> str:

@@ -6,8 +6,9 @@ Only the one that is called is imported, so that a quick command pays for nothin
 import importlib
 import os
 import sys
+import traceback
 
-from harness import preempt, ranks
+from harness import preempt, ranks, secrets
 from harness.errors import HarnessError
 
 TRY_AGAIN = 75  # the exit status of a process that was told to stop, EX_TEMPFAIL of sysexits.h
@@ -49,6 +50,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:  # not foreseen, so all of it is told, less what nobody may read
+        print(secrets.redacted(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(command: str, *arguments: str) -> int:
@@ -58,6 +62,7 @@ def _run(command: str, *arguments: str) -> int:
         return 0
     if command not in COMMANDS:
         raise HarnessError(f"no command {command!r}; known: {', '.join(COMMANDS)}")
+    secrets.refuse(arguments, "the command line")
     if ranks.count() > 1 and command not in TRAIN:
         raise HarnessError(f"harness {command} is the work of one process; start it without accelerate launch")
     if command in TRAIN:

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -15,6 +16,8 @@ from harness import ranks
 from harness.cell import Cell
 from harness.compose import compose_cell, register, shipped, to_cell, users_folder
 from harness.errors import HarnessError
+from harness.preempt import PreemptedError
+from harness.secrets import redacted
 from harness.store import load
 from harness.sweep import known_sweeps, parse
 
@@ -22,28 +25,37 @@ from harness.sweep import known_sweeps, parse
 @hydra.main(config_path=str(shipped("conf").resolve()), config_name="cell", version_base="1.3")
 def hydra_app(config: DictConfig) -> float | None:
     """Returns the headline score of the first evaluation, so that a Hydra sweeper can optimise it."""
-    from harness.engines.worker import prepare
+    from harness.engines.worker import attempt, prepare
     from harness.plan import check, plan, to_run
-    from harness.run import run
 
     try:
         cell = to_cell(config)
         prepare(cell.run.threads)
         check(to_run(plan([cell]), retry_failed=True))
-        folder = run(cell)
+        outcome = attempt(cell)
     except HarnessError as error:
-        # In a multirun, exiting would take the other jobs along: Hydra's launchers catch exceptions, not SystemExit.
-        if HydraConfig.get().mode == RunMode.MULTIRUN and ranks.count() == 1:
-            raise
-        ranks.complain(str(error))
-        sys.exit(2)
-    except Exception:
-        if ranks.count() == 1:
-            raise
-        traceback.print_exc()  # Hydra would go on to the next job of a multirun, while the other ranks still wait here
-        sys.exit(1)
+        _end(str(error), 2)
+    except Exception as error:
+        print(redacted(traceback.format_exc()), file=sys.stderr)
+        _end(f"not foreseen: {error}", 1)
+    folder = cell.folder()
+    if outcome.state == "preempted":
+        raise PreemptedError(outcome.error)
+    if outcome.state != "ok":
+        _end(f"{outcome.state}: {folder}: {outcome.error}", 1)
     print(folder)
     return ranks.agree(lambda: headline(cell, folder))
+
+
+def _end(text: str, status: int) -> NoReturn:
+    """Complain and exit; in a multirun that would take the other jobs along: Hydra catches exceptions, not SystemExit.
+
+    Several ranks exit in any case: Hydra would go on to the next job on one, while the others still wait for it.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN and ranks.count() == 1:
+        raise HarnessError(redacted(text)) from None
+    ranks.complain(text)
+    sys.exit(status)
 
 
 def headline(cell: Cell, folder: Path) -> float | None:

@@ -39,6 +39,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or default).expanduser()
 
 
+def local(path: str) -> Path:
+    """The path with `~` expanded. Raises HarnessError for what no file can be called, e.g. a name of 300 letters."""
+    try:
+        found = Path(path).expanduser()
+        found.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        raise HarnessError(f"{path[:60]!r} cannot be a path here: {error.args[-1]}; check its spelling") from error
+    return found
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

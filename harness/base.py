@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import hydra.utils
 
 from harness import ranks
-from harness.artifact import Artifact, remembered_hash
+from harness.artifact import Artifact, local, remembered_hash
 from harness.cell import Base, fingerprint
 from harness.data.chat import end_of_turn, render, stop_ids
 from harness.errors import HarnessError
+from harness.hub import commit_of
+from harness.store import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,9 +78,10 @@ def identity(base: Base) -> str:
         raise HarnessError(
             f"the base {base.name!r} has neither `path` nor `make`; set base.path to a folder or a hub id"
         )
-    if (folder := Path(base.path).expanduser()).is_dir():
-        return f"sha256:{_folder_hash(folder)}"
-    return f"commit:{_commit(base)}"
+    code = "+code" if base.trust_remote_code else ""  # of its own, which may be another model than transformers' own
+    if (folder := local(base.path)).is_dir():
+        return f"sha256:{_folder_hash(folder, (*_WHAT, '*.py') if code else _WHAT)}{code}"
+    return f"commit:{commit_of('model', base.path, base.revision).sha}{code}"
 
 
 def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
@@ -98,14 +102,50 @@ def load_tokenizer(base: Base) -> "PreTrainedTokenizerBase":
 
 
 def check_chat(base: Base) -> None:
-    """Raise HarnessError if the base cannot be spoken to: no tokenizer, no chat template, no end of turn."""
+    """Raise HarnessError if the base cannot be spoken to: no tokenizer, no chat template, no end of turn.
+
+    Also where it brings Python code that it needs and nobody has agreed to run, or that no commit of its own pins.
+    """
+    from transformers import AutoConfig
+
+    brought = [] if base.make or base.gguf_file else _code_brought(base)
+    if base.trust_remote_code and (foreign := [name for name in brought if "--" in name]):
+        raise HarnessError(
+            f"the base {base.name!r} needs code of another repository ({', '.join(foreign)}), which its own commit "
+            "does not pin; copy that code into a local folder beside the weights"
+        )
     try:
         tokenizer = load_tokenizer(base)
+        if brought:
+            AutoConfig.from_pretrained(**place_of(base))
     except (OSError, ValueError) as error:
+        if brought and not base.trust_remote_code:
+            raise HarnessError(
+                f"the base {base.name!r} brings Python code of its own ({', '.join(brought)}), which would run with "
+                "your rights; read it, then set base.trust_remote_code=true"
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise HarnessError(f"the base {base.name!r} has no tokenizer that loads: {first}") from error
     render(tokenizer, [{"role": "user", "content": "Hello"}], ask=True)
     end_of_turn(tokenizer)
+
+
+def _code_brought(base: Base) -> list[str]:
+    """The classes, as module.Class, that its configuration says are defined in Python files beside its weights."""
+    from transformers.utils import cached_file
+
+    place = place_of(base)
+    where, _ = place.pop("pretrained_model_name_or_path"), place.pop("trust_remote_code")
+    names: set[str] = set()
+    for file in ("config.json", "tokenizer_config.json"):
+        try:
+            found = cached_file(where, file, **place)
+        except OSError:  # it has no such file, or none that can be had: whoever needs it will say so
+            continue
+        classes = read_json(Path(str(found))).get("auto_map", {})
+        for value in classes.values() if isinstance(classes, dict) else [classes]:
+            names |= {name for name in (value if isinstance(value, list) else [value]) if name}
+    return sorted(names)
 
 
 _resident: dict[str, LoadedBase] = {}
@@ -142,39 +182,20 @@ def place_of(base: Base) -> dict[str, Any]:
     if base.make:
         artifact: Artifact = hydra.utils.instantiate(base.make)
         place: dict[str, Any] = {"pretrained_model_name_or_path": str(artifact.path())}
-    elif (folder := Path(base.path).expanduser()).is_dir():
+    elif (folder := local(base.path)).is_dir():
         place = {"pretrained_model_name_or_path": str(folder)}
     else:
-        place = {"pretrained_model_name_or_path": base.path, "revision": _commit(base)}
+        commit = commit_of("model", base.path, base.revision)
+        place = {"pretrained_model_name_or_path": base.path, "revision": commit.sha}
+        place |= {} if commit.online else {"local_files_only": True}  # or each file is asked for, many times over
     if base.gguf_file:
         place["gguf_file"] = base.gguf_file
-    return place
+    return {**place, "trust_remote_code": base.trust_remote_code}
 
 
-def _commit(base: Base) -> str:
-    """The commit that the hub id and revision mean now; offline, the one in the cache."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    mend = "give a local folder in base.path, or check the name, the network and your login"
-    try:
-        return str(huggingface_hub.HfApi().model_info(base.path, revision=base.revision, timeout=20).sha)
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise HarnessError(
-            f"base.path={base.path!r} is neither a folder here nor a model on the hub; {mend}"
-        ) from error
-    except Exception as error:  # offline; the error is that of whichever HTTP library the hub's client uses
-        cached = huggingface_hub.try_to_load_from_cache(base.path, "config.json", revision=base.revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        raise HarnessError(
-            f"the hub cannot be reached for {base.path!r} ({type(error).__name__}) and its cache has no copy; {mend}"
-        ) from error
-
-
-def _folder_hash(folder: Path) -> str:
+def _folder_hash(folder: Path, what: Sequence[str]) -> str:
     """Sha256 over names and bytes of weights, configuration and tokenizer; remembered by size and time of change."""
-    files = sorted({f for pattern in _WHAT for f in folder.glob(pattern)})
+    files = sorted({f for pattern in what for f in folder.glob(pattern)})
     if not files:
         raise HarnessError(f"{folder} holds no model (config.json, *.safetensors or *.gguf and a tokenizer)")
     return fingerprint([[f.name, remembered_hash(f.resolve())] for f in files])

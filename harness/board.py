@@ -24,6 +24,7 @@ import pandas as pd
 
 from harness.cell import Wandb
 from harness.errors import HarnessError
+from harness.secrets import redacted
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class _Line:
         return self.pool.submit(guarded)
 
     def warn(self, what: str, error: BaseException) -> None:
-        text = (str(error).splitlines() or [""])[0]
+        text = redacted((str(error).splitlines() or [""])[0])
         if what not in self.warned:
             log.warning("W&B %s failed (%s: %s); results are not affected", what, type(error).__name__, text)
             self.warned.add(what)

@@ -38,6 +38,7 @@ class Base:
     revision: str | None = None  # branch, tag or commit of a hub id; the commit it meant is recorded
     gguf_file: str | None = None  # the GGUF file inside `path`
     make: dict[str, Any] | None = None  # an Artifact (Hydra `_target_`) that yields `path`
+    trust_remote_code: bool = False  # run the Python code that comes with the weights; it has all your rights
     dtype: str = "bfloat16"
     chat_template: str | None = None  # Jinja text; None: the tokenizer's own
     note: str = ""  # shown wherever the base is, e.g. "post-trained start"
@@ -90,6 +91,7 @@ class Task:
     make: dict[str, Any] | None = None  # an Artifact that makes such a file
     num_fewshot: int | None = None  # lm-eval's own few-shot pool; None: the task's default
     limit: int | None = None  # the first so many items
+    unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
     chat: bool = (
         True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
     )
@@ -205,9 +207,17 @@ class Cell:
 
     def folder(self) -> Path:
         """``root/sweep/base/data/method/n…-s…-<variant>-<8 hex>``: readable, and unique among names."""
-        for what, name in [("sweep", self.sweep), ("base.name", self.base.name), ("data.name", self.data.name)]:
+        names = [("sweep", self.sweep), ("base.name", self.base.name), ("data.name", self.data.name)]
+        for what, name in [*names, *(("evals", name) for name in self.evals)]:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
-                raise HarnessError(f"{what}={name!r} names a folder: use letters, digits, '.', '_' and '-', at most 80")
+                raise HarnessError(
+                    f"{what}={name[:90]!r} names a folder: use letters, digits, '.', '_' and '-', at most 80"
+                )
+        if len({name.lower() for name in self.evals}) < len(self.evals):
+            raise HarnessError(
+                f"two of the evaluations {', '.join(self.evals)} differ only in case, which not every file system "
+                "tells apart; give one of them another name"
+            )
         place: list[Any] = [self.base.name, self.data.name, self.method.name, dataclasses.asdict(self.method)]
         place += [self.size, self.seed, self.subset_seed]
         readable = re.sub(r"[^A-Za-z0-9.=,_-]", "_", self.variant())[:60]

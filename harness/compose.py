@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from harness.cell import Cell, canonical
 from harness.errors import HarnessError
 from harness.methods import methods
+from harness.secrets import refuse
 
 
 def shipped(name: str) -> Path:
@@ -68,6 +69,7 @@ def to_cell(config: DictConfig) -> Cell:
         _refuse_additions(config)
         cell = OmegaConf.to_object(config)
     assert isinstance(cell, Cell)
+    refuse(dataclasses.asdict(cell), "")
     return canonical(cell)
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from harness.attention import Extend, Fill, Prefix, Slots, Step, laid_out, rows_attention
 from harness.clock import part
-from harness.scoring import shared_length
+from harness.scoring import Room, shared_length
 
-MOST_ROWS = 128  # more gain nothing on a CPU, and little on an accelerator
 FEWEST = 16  # rows worth a group, and tokens worth a prefix, of their own
 
 Pick = Callable[[Tensor, Tensor], Tensor]  # (ids so far [rows, tokens], logits [rows, vocabulary]) -> tokens [rows]
@@ -30,7 +29,7 @@ def generate(
     max_new_tokens: int,
     pick: Pick,
     ended: Ended,
-    tokens_per_pass: int,
+    room: Room,
     cache_bytes: int,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
@@ -44,10 +43,19 @@ def generate(
     with rows_attention(model):
         cache_tokens = cache_bytes // bytes_per_token(model)
         for members, shared in _groups(sort):
-            batch = _Batch(model, [sort[m] for m in members], shared, max_new_tokens, tokens_per_pass, cache_tokens)
-            for member, tokens in batch.run(pick, ended):
-                said[order[members[member]]] = tokens
-                on_done(1)
+            left = members
+            while left:
+                batch = _Batch(model, [sort[m] for m in left], shared, max_new_tokens, room, cache_tokens)
+                try:
+                    for member, tokens in batch.run(pick, ended):
+                        said[order[left[member]]] = tokens
+                        on_done(1)
+                except torch.OutOfMemoryError:  # answers in progress are begun anew
+                    if not room.halve(batch.count):
+                        raise
+                left = [m for m in left if not said[order[m]]]
+                if left:
+                    torch.cuda.empty_cache()
     return said
 
 
@@ -91,14 +99,14 @@ class _Batch:
         prompts: list[list[int]],
         shared: int,
         max_new_tokens: int,
-        tokens_per_pass: int,
+        room: Room,
         cache_tokens: int,
     ) -> None:
         self.model, self.shared, self.prompts = model, shared, prompts
-        self.max_new_tokens, self.budget = max_new_tokens, tokens_per_pass
+        self.max_new_tokens, self.budget = max_new_tokens, room.tokens
         self.device = next(model.parameters()).device
         capacity = max(map(len, prompts)) - shared + max_new_tokens
-        self.count = max(1, min(len(prompts), cache_tokens // capacity, MOST_ROWS))
+        self.count = max(1, min(len(prompts), cache_tokens // capacity, room.rows))
         self.slots = Slots(self.count, capacity, self.device)
         self.prefix = Prefix()
 

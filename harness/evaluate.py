@@ -14,14 +14,16 @@ import random
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
-from harness.artifact import Artifact, sha256_file
+from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Run, Task, fingerprint
+from harness.consent import refuse_code
+from harness.data.overlap import marks_of
 from harness.data.rows import read_file
 from harness.errors import HarnessError
 
@@ -40,7 +42,7 @@ def identity(name: str, task: Task) -> dict[str, Any]:
         artifact: Artifact = hydra.utils.instantiate(task.make)
         items = artifact.identity()
     elif task.file:
-        path = Path(task.file).expanduser()
+        path = local(task.file)
         if not path.is_file():
             raise HarnessError(f"evals.{name}.file={task.file} is not a file; give the path of the task's items")
         items = sha256_file(path)
@@ -121,6 +123,7 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
             log_samples=True,
             apply_chat_template=task.chat,
             fewshot_as_multiturn=task.chat,
+            confirm_run_unsafe_code=task.unsafe_code,
         )
     assert results is not None  # None is for the other ranks of a distributed run
     return {
@@ -129,9 +132,25 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
         "backend": run.eval_backend,
+        "tokens_per_pass": lm.room.tokens if run.eval_backend == "shared" else None,  # less where memory ran out
         "identity": identity(name, task),
         "seconds": time.perf_counter() - started,
     }
+
+
+def items_among(name: str, task: Task, turns: set[bytes]) -> int:
+    """How many of the task's items are among the users' turns of a training, by `harness.data.overlap`'s marks."""
+    key = fingerprint(identity(name, task))
+    if key not in _marks:
+        _marks[key] = [
+            marks_of(doc, member.doc_to_text(doc))
+            for member in _load(name, task)["tasks"].values()
+            for doc in islice(member.eval_docs, task.limit)
+        ]
+    return sum(not marks.isdisjoint(turns) for marks in _marks[key])
+
+
+_marks: dict[str, list[set[bytes]]] = {}  # of each task's items, made once per process
 
 
 def check_backend(run: Run) -> None:
@@ -176,6 +195,8 @@ _loaded: dict[str, "TaskDict"] = {}
 
 def _load(name: str, task: Task) -> "TaskDict":
     """lm-eval's task objects, built once per process, their few-shot generator as new."""
+    if not task.unsafe_code:
+        _check_consent(name, task)
     key = fingerprint(identity(name, task))
     if key not in _loaded:
         _loaded[key] = _build(name, task)
@@ -192,6 +213,16 @@ def _all_tasks() -> "TaskManager":
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
+
+
+def _check_consent(name: str, task: Task) -> None:
+    import lm_eval.api.metrics  # noqa: F401  which fills the registry
+    from lm_eval.api.registry import metric_registry
+
+    if isinstance(task.task, str):
+        refuse_code(name, task.task, _all_tasks().task_index)
+    else:
+        refuse_code(name, task.task, metrics=metric_registry)
 
 
 def _build(name: str, task: Task) -> "TaskDict":
@@ -232,7 +263,7 @@ def _items(name: str, task: Task) -> Any:
     import datasets
 
     artifact: Artifact | None = hydra.utils.instantiate(task.make) if task.make else None
-    path = artifact.path() if artifact else Path(str(task.file)).expanduser()
+    path = artifact.path() if artifact else local(str(task.file))
     rows = [row for _, row in read_file(path)]
     if not rows:
         raise HarnessError(f"evals.{name}: {path} is empty; a score needs items")

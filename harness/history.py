@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from harness.store import RECORD, read_json
+from harness.store import RECORD, read_result
 
 Key = tuple[str, ...]  # from the widest likeness to the narrowest, e.g. (base, method, data)
 
@@ -86,10 +86,10 @@ def read_finished(root: Path) -> Finished:
     for path in root.rglob(RECORD) if root.is_dir() else ():
         scored: dict[str, dict[str, Any]] = {}
         for file in path.parent.glob("evals/*/*.json"):
-            scores, task = read_json(file), file.parent.name
+            scores, task = read_result(file), file.parent.name
             if task not in scored or scored[task]["finished"] < scores["finished"]:
                 scored[task] = scores
-        found[path.parent] = (read_json(path), scored)
+        found[path.parent] = (read_result(path), scored)
     return dict(sorted(found.items(), key=lambda item: item[1][0]["started"]))
 
 

@@ -21,7 +21,7 @@ from harness.base import LoadedBase
 from harness.cell import Adapted, Run
 from harness.decoding import generate
 from harness.prompts import Speaks, say_once
-from harness.scoring import Continuation, score
+from harness.scoring import Continuation, Room, score
 
 Pair = tuple[list[int], list[int]]  # ids of a context and of an answer to it
 AT_ONCE = 1024  # requests whose texts are tokenised together
@@ -41,7 +41,7 @@ class Asker(Speaks, HFLM):
             batch_size=run.eval_batch_size,
             add_bos_token=False if chat else None,  # None: as the tokenizer does by itself
         )
-        self.run = run
+        self.run, self.room = run, Room(run.tokens_per_pass)
         self._known: dict[str, list[int]] = {}
         self._pairs: dict[tuple[str, str], Pair] = {}
         self.shares = run.eval_backend == "shared" and self._can_share(base)
@@ -122,7 +122,7 @@ class Asker(Speaks, HFLM):
             Continuation((context + answer)[-(self.max_length + 1) :], len(answer)) for _, context, answer in requests
         ]
         with tqdm(total=len(cut), desc="log-likelihoods", disable=self.quiet) as bar:
-            return score(self.model, cut, self.run.tokens_per_pass, bar.update)
+            return score(self.model, cut, self.room, bar.update)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         answers = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet or self.shares)
@@ -214,7 +214,7 @@ class Asker(Speaks, HFLM):
                 max_new_tokens=room,
                 pick=pick,
                 ended=ended,
-                tokens_per_pass=self.run.tokens_per_pass,
+                room=self.room,
                 cache_bytes=int(self.run.kv_cache_gib * 2**30),
                 on_done=bar.update,
             )

@@ -75,6 +75,10 @@ def to_run(planned: list[Planned], *, retry_failed: bool) -> list[Cell]:
     return [p.cell for p in sorted(wanted, key=lambda p: p.state in FAILED)]
 
 
+def _spoken_to(base: Base) -> tuple[Any, ...]:
+    return base.path, base.revision, base.chat_template, base.trust_remote_code
+
+
 def check(cells: list[Cell]) -> None:
     """Raise HarnessError if any of these cells could not run: a base without template, a task that does not build."""
     if not cells:
@@ -93,11 +97,7 @@ def check(cells: list[Cell]) -> None:
         retention.check_keep(cell.run.keep)
         retention.check_kept(cell.folder())
         # A base that is made (pocket) may not exist yet; it is ours and has a template.
-        if (
-            not cell.base.make
-            and _speaks(cell)
-            and new("base", cell.base.path, cell.base.revision, cell.base.chat_template)
-        ):
+        if not cell.base.make and _speaks(cell) and new("base", *_spoken_to(cell.base)):
             bases.check_chat(cell.base)
         for name, task in cell.evals.items():
             if new("eval", evaluate.identity(name, task)):

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import HarnessError
+from harness.secrets import redacted
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ def complain(text: str) -> None:
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         if store.add("harness/complaints", 1) > 1:
             return
-    print(f"harness: {text}", file=sys.stderr)
+    print(f"harness: {redacted(text)}", file=sys.stderr)
 
 
 def deal(items: Sequence[T]) -> list[list[T]]:

@@ -11,7 +11,7 @@ from typing import Any
 from harness import lease as leases
 from harness.cell import Cell
 from harness.errors import HarnessError
-from harness.store import RECORD, TRAINED, WEIGHTS, read_json
+from harness.store import RECORD, TRAINED, WEIGHTS, read_result
 
 CHOICES = ("all", "last", "best", "none")
 
@@ -26,7 +26,7 @@ def was_kept(folder: Path) -> bool:
     trained = folder / TRAINED
     if not trained.exists() or any((folder / name).exists() for name in WEIGHTS):
         return True
-    return not {"adapter_sha256", "model_sha256"} & read_json(trained)["training"].keys()
+    return not {"adapter_sha256", "model_sha256"} & read_result(trained)["training"].keys()
 
 
 def check_kept(folder: Path) -> None:
@@ -42,7 +42,7 @@ def prune(cell: Cell) -> int:
     keep = cell.run.keep
     if keep == "all":
         return 0
-    done = [(folder, read_json(folder / RECORD)) for folder in _curve(cell)]
+    done = [(folder, read_result(folder / RECORD)) for folder in _curve(cell)]
     stays = None
     if keep == "last" and done:
         stays = max(done, key=lambda d: d[1]["row"]["size"])[0]
@@ -80,7 +80,7 @@ def _curve(cell: Cell) -> list[Path]:
     mine = {"variant": cell.variant(), "seed": cell.seed, "subset_seed": cell.subset_seed}
     found = []
     for record in sorted(cell.folder().parent.glob(f"*/{RECORD}")):
-        row = read_json(record)["row"]
+        row = read_result(record)["row"]
         if all(row[name] == value for name, value in mine.items()):
             found.append(record.parent)
     return found
@@ -88,7 +88,7 @@ def _curve(cell: Cell) -> list[Path]:
 
 def _headline(folder: Path, task: str) -> float:
     """The newest headline score of the task, negated where lower is better; below all others where there is none."""
-    scored = [read_json(path) for path in (folder / "evals" / task).glob("*.json")]
+    scored = [read_result(path) for path in (folder / "evals" / task).glob("*.json")]
     if not scored:
         return float("-inf")
     (lead,) = (s for s in max(scored, key=lambda s: s["finished"])["scores"] if s["headline"])

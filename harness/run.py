@@ -14,8 +14,10 @@ from typing import Any
 from harness import base as bases
 from harness import board, evaluate, ranks, retention, store
 from harness import lease as leases
+from harness.artifact import sha256_file
 from harness.cell import Attempt, Cell, OnStep, fingerprint
 from harness.clock import Clock, part, running
+from harness.data.overlap import copies, user_turns
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.files import clear_unfinished
@@ -110,7 +112,7 @@ def _work(
                 content = value()
                 lease.check()
                 try:
-                    store.write_json(path, content, once=True)
+                    store.write_result(path, content)
                 except FileExistsError as error:
                     raise leases.LostError(f"{path} was written by another process meanwhile") from error
 
@@ -127,13 +129,15 @@ def _work(
         with cell.method.adapt(base, examples, cell, attempt) as adapted:
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
+            turns = user_turns(examples)
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
+                        result["items_in_training"] = evaluate.items_among(name, task, turns)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))
-                for score in ranks.agree(partial(store.read_json, path))["scores"]:
+                for score in ranks.agree(partial(store.read_result, path))["scores"]:
                     summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
         commit(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started))
     except BaseException:
@@ -155,14 +159,17 @@ def _trunk(cell: Cell, identity: dict[str, Any], examples: Subset, count: int) -
 
 def _scores(path: Path, result: dict[str, Any], mark: str) -> dict[str, Any]:
     """What is kept of an evaluation; the answers item by item go into a file of their own, first."""
-    store.write_jsonl(path.with_suffix(".jsonl"), result.pop("samples"))
-    return {**result, "fingerprint": mark, "finished": time.time()}
+    answers = path.with_suffix(".jsonl")
+    store.write_jsonl(answers, result.pop("samples"))
+    return {**result, "fingerprint": mark, "answers_sha256": sha256_file(answers), "finished": time.time()}
 
 
 def _record(
     cell: Cell, identity: dict[str, Any], examples: Subset, training: dict[str, Any], started: float
 ) -> dict[str, Any]:
-    manifest = load_dataset(cell.data).manifest(examples, cell.subset_seed) if cell.method.uses_data else None
+    manifest = None
+    if cell.method.uses_data:
+        manifest = load_dataset(cell.data).manifest(examples, cell.subset_seed) | {"copies": copies(examples)}
     return {
         "fingerprint": fingerprint(identity),
         "identity": identity,

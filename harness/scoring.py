@@ -6,6 +6,7 @@ the prefix (a few-shot context); what remains is cut into rows (a question with 
 rows are packed into passes by their tokens. Only the path from the root is ever kept.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,13 +14,39 @@ from typing import Any
 
 import torch
 
+from harness import ranks
 from harness.attention import Behind, Extend, Prefix, laid_out, rows_attention
 from harness.clock import part
+
+log = logging.getLogger(__name__)
 
 # What a forward pass costs beyond its tokens, in tokens: below it, sharing a prefix is not worth a pass of its own.
 PASS = 256
 # Pairs of tokens that attention can compare in the time that one token takes in all else (2,000 to 10,000 by model).
 PAIRS = 2000
+LEAST = 16  # tokens a pass; where memory has no room for so few, it is not the passes that are too large
+
+
+@dataclass
+class Room:
+    """What goes through the model at once. Where memory has no room for it, halve, and do again what is not done."""
+
+    tokens: int  # of a pass
+    rows: int = 128  # of answers in progress; more gain nothing on a CPU, and little on an accelerator
+
+    def halve(self, running: int = 1) -> bool:
+        """After torch.OutOfMemoryError with so many rows in progress; whether to try again.
+
+        Several ranks cannot: they would have to halve together, and those that did not fail are waiting for this one.
+        """
+        if ranks.count() > 1 or (self.tokens <= LEAST and running == 1):
+            return False
+        if self.tokens > LEAST:
+            self.tokens //= 2
+        if running > 1:
+            self.rows = running // 2
+        log.warning("out of memory: from here on %d tokens a pass and at most %d rows", self.tokens, self.rows)
+        return True
 
 
 @dataclass(frozen=True)
@@ -36,22 +63,29 @@ class Continuation:
 
 @torch.no_grad()
 def score(
-    model: Any, continuations: Sequence[Continuation], tokens_per_pass: int, on_scored: Any = None
+    model: Any, continuations: Sequence[Continuation], room: Room, on_scored: Any = None
 ) -> list[tuple[float, bool]]:
     """For each continuation the sum of its answer's log-probabilities (nats), and whether greedy decoding gives it.
 
     `on_scored(n)` hears how many more are done.
     """
-    order = sorted(range(len(continuations)), key=lambda i: continuations[i].ids[:-1])
-    scorer = _Scorer(model, [continuations[i] for i in order], tokens_per_pass)
+    left = sorted(range(len(continuations)), key=lambda i: continuations[i].ids[:-1])
+    found: dict[int, tuple[float, bool]] = {}
     with rows_attention(model):
-        for done in scorer.run():
-            if on_scored:
-                on_scored(done)
-    found: list[tuple[float, bool]] = [(0.0, False)] * len(order)
-    for i, result in zip(order, scorer.results(), strict=True):
-        found[i] = result
-    return found
+        while left:
+            scorer = _Scorer(model, [continuations[i] for i in left], room.tokens)
+            try:
+                for done in scorer.run():
+                    found |= {left[number]: scorer.result(number) for number in done}
+                    if on_scored:
+                        on_scored(len(done))
+            except torch.OutOfMemoryError:
+                if not room.halve():
+                    raise
+            left = [i for i in left if i not in found]
+            if left:
+                torch.cuda.empty_cache()
+    return [found[i] for i in range(len(continuations))]
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
@@ -80,15 +114,15 @@ class _Scorer:
         self.greedy = [torch.zeros(c.answer, dtype=torch.bool) for c in continuations]
         self.prefix = Prefix()
 
-    def results(self) -> Iterator[tuple[float, bool]]:
-        for logprobs, greedy in zip(self.logprobs, self.greedy, strict=True):
-            yield logprobs.double().sum().item(), bool(greedy.all())
+    def result(self, number: int) -> tuple[float, bool]:
+        return self.logprobs[number].double().sum().item(), bool(self.greedy[number].all())
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Iterator[list[int]]:
+        """Yields the numbers of those that are done."""
         if self.ids:
             yield from self._below(0, len(self.ids), 0)
 
-    def _below(self, low: int, high: int, depth: int) -> Iterator[int]:
+    def _below(self, low: int, high: int, depth: int) -> Iterator[list[int]]:
         """Score a range behind the first `depth` tokens."""
         rows, deeper = self._cut(low, high, depth)
         for a, b, shared in deeper:
@@ -98,7 +132,7 @@ class _Scorer:
         rows.sort(key=lambda row: self._size(row[0], row[1], depth))  # neighbours of like length need little padding
         for group in self._packs(rows, depth):
             self._pass(group, depth)
-            yield sum(b - a for a, b in group)
+            yield [number for a, b in group for number in range(a, b)]
 
     def _cut(self, low: int, high: int, depth: int) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
         """A range as rows to be packed, and as ranges whose shared beginning deserves to become prefix."""

@@ -7,10 +7,12 @@
     <cell>/record.json           last of all: the cell is done
     <cell>/failure.json          why the last try ended, if it failed
 
-A record is never rewritten. Evaluations can be added later, each in a file of its own. No torch here.
+A record is never rewritten. Evaluations can be added later, each in a file of its own. What is a result (all but losses
+and failure) carries its own sha256 or that of the file beside it, so that changed bytes are told. No torch here.
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -34,6 +36,28 @@ def write_json(path: Path, value: Any, *, once: bool = False) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False)
     with whole(path, once=once) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def write_result(path: Path, value: dict[str, Any]) -> None:
+    """`write_json`, once, with the value's own sha256 in it, by which `read_result` knows it again."""
+    plain = json.loads(json.dumps(value))
+    write_json(path, {**plain, "sha256": _digest(plain)}, once=True)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote. Raises HarnessError where its bytes have changed since."""
+    try:
+        value = read_json(path)
+        if value.pop("sha256") == _digest(value):
+            return dict(value)
+    except (ValueError, TypeError, KeyError, AttributeError):  # no longer JSON, or no longer a mapping with a checksum
+        pass
+    again = path.parent if path.name in (RECORD, TRAINED) else path
+    raise HarnessError(f"{path} does not match its checksum; delete {again} to have it made again")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_failure(cell: Cell, status: str, trace: str) -> None:
@@ -65,7 +89,7 @@ def check_drift(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds another experiment than `identity` under the same names."""
     for name in (RECORD, TRAINED):
         if (folder / name).exists():
-            old = read_json(folder / name)["identity"]
+            old = read_result(folder / name)["identity"]
             if fingerprint(old) != fingerprint(identity):
                 changed = "; ".join(differences(old, identity))
                 raise HarnessError(
@@ -92,7 +116,7 @@ def records(root: Path) -> list[Path]:
 COLUMNS = (
     "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
     "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
-    "base_note path"
+    "base_note path copies items_in_training"
 ).split()
 
 
@@ -100,9 +124,10 @@ def load(root: Path | str) -> pd.DataFrame:
     """All cells below `root`, one row for each (cell, task, metric, filter); see `COLUMNS`.
 
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
-    times in seconds. A cell whose last try left no record has one row with status "failed", "diverged" or
-    "preempted", an empty task and no score. Where a task was
-    scored under several evaluation fingerprints (a changed template, say), the newest one is given.
+    times in seconds; `copies` are examples that repeat another one, `items_in_training` items of the task that stand
+    word for word among the examples. A cell whose last try left no record has one row with status "failed", "diverged"
+    or "preempted", an empty task and no score. Where a task was scored under several evaluation fingerprints (a changed
+    template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):
@@ -114,14 +139,16 @@ def load(root: Path | str) -> pd.DataFrame:
 
 
 def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
-    record = read_json(folder / RECORD)
-    shared = {**record["row"], "status": "ok", "path": _relative(folder, root)}
+    record = read_result(folder / RECORD)
+    copies = (record["manifest"] or {}).get("copies", 0)
+    shared = {**record["row"], "status": "ok", "path": _relative(folder, root), "copies": copies}
     rows = []
     for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
-        scored = [read_json(p) for p in task.glob("*.json")]
+        scored = [read_result(p) for p in task.glob("*.json")]
         if scored:
             newest = max(scored, key=lambda s: s["finished"])
             extra = {"task": task.name, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
+            extra |= {"items_in_training": newest["items_in_training"]}
             rows += [{**shared, **extra, **score} for score in newest["scores"]]
     return rows
 

@@ -16,6 +16,7 @@ from harness.cell import Cell, canonical
 from harness.compose import composed, hydra_ready, one_line, shipped, to_cell
 from harness.errors import HarnessError
 from harness.methods.base import BaseModel
+from harness.secrets import refuse
 
 Axes = dict[str, str]  # key of an override -> its value or values, as typed on a command line
 
@@ -57,6 +58,7 @@ def read_sweep(path: Path) -> Sweep:
         raise HarnessError(f"{path}: {error}") from error
     # Interpolations stay as they are: they are resolved in the cell, where e.g. subset_seed: ${seed} has its meaning.
     sweep = Sweep(**OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+    refuse(dataclasses.asdict(sweep), str(path))
     if not sweep.arms:
         raise HarnessError(f"{path} has no arms; add at least one under `arms`")
     return sweep

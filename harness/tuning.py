@@ -4,6 +4,8 @@ Either a LoRA adapter (Hu et al. 2021, arXiv 2106.09685) or all weights. What th
 instead of trained again.
 """
 
+import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +18,19 @@ from harness.artifact import sha256_file
 from harness.cell import Adapted, Attempt, Cell
 from harness.clock import part
 from harness.data.tokens import TokenSequences
-from harness.errors import HarnessError
+from harness.errors import DivergedError, HarnessError
 from harness.files import whole
 from harness.retention import check_kept
 from harness.schedule import Schedule
 from harness.shapes import Shapes, linear
-from harness.store import ADAPTER, MODEL, TRAINED, read_json, write_jsonl
+from harness.store import ADAPTER, MODEL, TRAINED, read_result, write_jsonl
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+log = logging.getLogger(__name__)
+
+GLANCE = 64  # tokens on which an adapter is seen to act
 Train = Callable[[Any], dict[str, Any]]  # trains what requires gradients of a model; gives the record, with "losses"
 
 
@@ -96,7 +101,7 @@ def learning(
 @contextmanager
 def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -> Iterator[Adapted]:
     """The base with a trained LoRA adapter on it, for as long as the context lasts."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict
     from transformers import set_seed
 
     from harness.lowrank import attach
@@ -123,7 +128,7 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         ranks.refuse_sharded([p for p in model.parameters() if p.requires_grad], "method.lora.modules_to_save")
         if ranks.agree((attempt.folder / TRAINED).exists):
             record, weights = ranks.agree(lambda: _saved(attempt.folder, ADAPTER))
-            set_peft_model_state_dict(model, weights)
+            _put(model, weights, attempt.folder)
         else:
             record = train(model)
 
@@ -135,7 +140,46 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
 
             record = ranks.agree(save)
         model.eval()
+        _check_change(_logit_change(model), record, attempt.folder)
         yield Adapted(model, training=record, adapter=attempt.folder)
+
+
+def _put(model: Any, weights: dict[str, Any], folder: Path) -> None:
+    """Load an adapter's weights. peft itself would only warn of what is missing, and leave it as it was initialised."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(wanted ^ set(weights)):
+        raise HarnessError(
+            f"{folder / ADAPTER} is no adapter of this method and base: {len(odd)} weights such as {odd[0]}"
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def _check_change(change: float, record: dict[str, Any], folder: Path) -> None:
+    """Keep how much the adapter changes logits with its record or, if that was kept before, compare with it."""
+    if not math.isfinite(change):
+        raise DivergedError("with the adapter, logits are no finite numbers; lower method.lr")
+    before = record.setdefault("logit_change", change)
+    if not math.isclose(change, before, rel_tol=0.5):  # devices and types differ by far less
+        raise HarnessError(
+            f"the adapter in {folder} changes logits by {change:.3g}, but by {before:.3g} when it was trained; "
+            "peft or transformers read it in another way than they wrote it"
+        )
+    if not change:
+        log.warning("%s: the adapter changes no logit: nothing was learned, or too little to count", folder)
+
+
+def _logit_change(model: Any) -> float:
+    """How much the adapter changes the logits of some tokens, at most."""
+    import torch
+
+    ids = torch.arange(GLANCE, device=model.device)[None] * 97 % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        with model.disable_adapter():
+            without = model(input_ids=ids, use_cache=False).logits
+    return float((logits.float() - without.float()).abs().max())
 
 
 def _check_targets(lora: Lora, model: Any) -> None:
@@ -201,7 +245,7 @@ def _saved(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `_save` left: the record and the weights by name."""
     from safetensors.torch import load_file
 
-    record = read_json(folder / TRAINED)["training"]
+    record = read_result(folder / TRAINED)["training"]
     check_kept(folder)
     if sha256_file(folder / name) != record["adapter_sha256" if name == ADAPTER else "model_sha256"]:
         raise HarnessError(f"{folder / name} does not match its checksum; delete {folder} to train again")

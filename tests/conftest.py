@@ -27,7 +27,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from harness import base as bases  # noqa: E402
-from harness import preempt  # noqa: E402
+from harness import hub, preempt  # noqa: E402
 from harness.cell import Attempt, Base, Cell, Data, Form, OnStep, Run, Source, Task, Turn, Wandb  # noqa: E402
 
 torch.set_num_threads(1)
@@ -101,6 +101,7 @@ def _alone() -> Any:
     """Each test starts with one torch thread and no resident base, and leaves signals to those who had them."""
     torch.set_num_threads(1)
     bases._resident.clear()
+    hub.commit_of.cache_clear()
     handlers = {number: signal.getsignal(number) for number in preempt.SIGNALS}
     yield
     bases._resident.clear()

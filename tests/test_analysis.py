@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import curves
-from analysis.report import in_words, write_report
+from analysis.report import in_words, write_csv, write_report
 from harness.errors import HarnessError
 from harness.store import COLUMNS
 
@@ -184,12 +184,47 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
         assert "&lt;script&gt;" in text
 
 
+LEADS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "x\r=1", "x\n=1", 'x",=1']
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_no_cell_begins_like_a_formula(lead: str, tmp_path: Path) -> None:
+    """Text comes back as it was, behind an apostrophe where it leads like a formula; a break in it begins no row."""
+    table = curves.points(sweep(base=lead, data=lead).assign(variant=lead))
+    write_csv(table, tmp_path / "points.csv")
+    with (tmp_path / "points.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(table)
+    for row in rows:
+        assert row["base"] == (lead if lead[0] == "x" else f"'{lead}")
+        for value in row.values():
+            assert not value.startswith(tuple("=+@\t\r\n"))
+            assert not value.startswith("-") or float(value) < 0
+
+
+def test_an_address_in_a_name_is_no_link(tmp_path: Path) -> None:
+    page = write(sweep(base="javascript:alert(1)").assign(base_note="javascript:alert(2)"), tmp_path)
+    assert not re.search(r"""(href|src|action)\s*=\s*["']?\s*javascript:""", page)
+
+
 def test_csv_cells_are_never_formulas(tmp_path: Path) -> None:
     write(sweep(base='=HYPERLINK("http://x")', data="@evil"), tmp_path)
     rows = list(csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8")))
     assert {row["base"] for row in rows} == {'\'=HYPERLINK("http://x")'}
     assert {row["data"] for row in rows} == {"'@evil", "none"}
     assert min(float(row["score"]) for row in rows) == pytest.approx(0.05), "numbers stay numbers"
+
+
+def test_what_has_no_score_is_said_beside_the_curves(tmp_path: Path) -> None:
+    """A cell that diverged is no failure of the program, and all the more to be seen: its setting has no point."""
+    ends = [
+        run_row(math.nan, size=9000 + n, seed=0, task="", status=s) for n, s in enumerate(("diverged", "preempted"))
+    ]
+    page = write(pd.concat([sweep(), table(ends)]), tmp_path)
+    assert "1 failed, 1 diverged, 1 preempted" in page
+    assert "<td>diverged</td>" in page
+    assert "9,000" in page
+    assert "9000" not in (tmp_path / "points.csv").read_text()
 
 
 @pytest.mark.parametrize("kind", ["base", "failed"])

@@ -101,6 +101,20 @@ def test_workers_side_by_side_give_the_same_scores(harness):
         assert adapter.read_bytes() == Path("two/mine", adapter.relative_to("runs/mine")).read_bytes()
 
 
+def test_a_single_cell_that_fails_is_kept_like_one_of_a_sweep(harness):
+    cell = ["base=tiny", "data=pairs", "evals=quiz", "size=4", "method=sft", "wandb.mode=disabled", "run.device=cpu"]
+    status, _, err = harness("run", *cell, "method.lr=1e30")
+    assert status == 1
+    assert err.splitlines()[-1].startswith("harness: diverged: runs/single/tiny/pairs/sft/n000000004")
+    status, _, err = harness("run", *cell, "method.lora.target_modules=[q_prog]")
+    assert (status, "failed: runs/single" in err) == (1, True)
+    frame = store.load("runs")
+    assert sorted(frame.status) == ["diverged", "failed"]
+    traces = [store.read_json(p)["traceback"] for p in Path("runs").rglob(store.FAILURE)]
+    assert any("q_prog" in trace for trace in traces)
+    assert all("Traceback (most recent call last)" in trace for trace in traces)
+
+
 def test_show_a_finished_cell_and_one_that_never_ran(harness):
     cell = ["base=tiny", "data=pairs", "evals=quiz", "size=2"]
     status, out, _ = harness("show", *cell, "method=sft")
@@ -142,6 +156,8 @@ BAD = [
     (["frobnicate"], "no command 'frobnicate'"),
     (["sweep", "nosuch"], "no sweep 'nosuch'"),
     (["run", "base=tiny", "data=pairs", "evals=quiz", "sizee=3"], "did you mean 'size'"),
+    (["run", "base=tiny", "data=pairs", "evals=quiz", "size=four"], "'four' of type 'str' could not be converted"),
+    (["sweep", "mine", "arms.sft.method.lora.rank=many"], "'many' of type 'str' could not be converted"),
     (["run", "base=tiny", "data=pairs", "evals=quiz", "size=1,2"], "--multirun"),
     (["run", "base=tiny", "data=pairs", "evals=quiz", "size=33"], "has 32 examples"),
     (["run", "base=nosuch", "data=pairs", "evals=quiz"], "Available options in 'base'"),

@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"harness.errors", "harness.clock", "harness.files", "harness.preempt"},
+    {"harness.secrets"},
     {"harness.lease", "harness.schedule", "harness.shapes", "harness.attention", "harness.ranks"},
     {"harness.artifact"},
     {"harness.cell", "harness.pocket"},
+    {"harness.hub", "harness.consent"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},

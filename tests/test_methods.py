@@ -24,7 +24,7 @@ from harness.methods.base import BaseModel
 from harness.methods.icl import InContext
 from harness.methods.sft import Sft
 from harness.methods.sft_full import SftFull
-from harness.store import ADAPTER, MODEL, TRAINED, write_json
+from harness.store import ADAPTER, MODEL, TRAINED, write_result
 from harness.tuning import Lora
 from tests.conftest import attempt, save_tiny
 
@@ -49,7 +49,7 @@ def adapt(loaded: LoadedBase, cell: Cell, folder: Path) -> AbstractContextManage
     def adapted() -> Any:
         with cell.method.adapt(loaded, examples_of(cell), cell, attempt(folder)) as result:
             if not (folder / TRAINED).exists():
-                write_json(folder / TRAINED, {"training": result.training})
+                write_result(folder / TRAINED, {"training": result.training})
             yield result
 
     return adapted()

@@ -9,7 +9,7 @@ from harness.methods.sft import Sft
 from harness.plan import check, plan, to_run
 from harness.retention import kept, prune
 from harness.run import run
-from harness.store import ADAPTER, RECORD, load, read_json, score_path, write_json
+from harness.store import ADAPTER, RECORD, load, read_result, score_path, write_result
 
 BRIEF = {"lr": 1e-3, "epochs": 1, "batch_size": 4}
 SIZES = (4, 8, 16)
@@ -51,10 +51,11 @@ def test_what_stays(sweep, keep, left):
 def test_best_is_by_the_headline_score_and_the_smaller_of_equals(sweep):
     for cell, score in zip(sweep, (0.1, 0.9, 0.9, 0.2, 0.3, 0.8), strict=True):
         (file,) = (cell.folder() / "evals/quiz").glob("*.json")
-        scores = read_json(file)
+        scores = read_result(file)
         lead = next(s for s in scores["scores"] if s["headline"])
         lead["score"] = score
-        write_json(file, scores)
+        file.unlink()
+        write_result(file, scores)
     for cell in keeping(sweep, "best"):
         prune(cell)
     assert having(sweep) == [(8, 0), (16, 1)]

@@ -19,9 +19,9 @@ from harness import attention, decoding, lm, scoring
 from harness.attention import Behind, Fill, Packed, Prefix, Slots, Step, rows_attention
 from harness.base import LoadedBase
 from harness.cell import Adapted, Base, Run
-from harness.decoding import FEWEST, MOST_ROWS, generate
+from harness.decoding import FEWEST, generate
 from harness.lm import Asker
-from harness.scoring import PASS, Continuation, score, shared_length
+from harness.scoring import PASS, Continuation, Room, score, shared_length
 from tests.test_train import ARCHITECTURES, SHAPE
 
 WORDS = "one two three four five six seven eight nine ten red green blue Paris France sky Yes No".split()
@@ -124,7 +124,7 @@ def continued(model: Any, ids: list[list[int]], count: int, tokens_per_pass: int
         max_new_tokens=count,
         pick=lambda _, logits: logits.argmax(-1),
         ended=lambda _: False,
-        tokens_per_pass=tokens_per_pass,
+        room=Room(tokens_per_pass),
         cache_bytes=cache,
     )
 
@@ -512,9 +512,9 @@ def test_the_plain_formula_gives_what_the_kernel_gives(small: LoadedBase, monkey
     real = attention._attention
     ids = [small.tokenizer.encode(c + a) for c, a in questions()[:20]]
     asked = [Continuation(i, 2) for i in ids]
-    by_kernel, said = score(small.model, asked, 64), continued(small.model, ids, 5)
+    by_kernel, said = score(small.model, asked, Room(64)), continued(small.model, ids, 5)
     monkeypatch.setattr(attention, "_attention", lambda *a, softcap, **k: real(*a, softcap=1e7, **k))
-    assert [a for a, _ in score(small.model, asked, 64)] == pytest.approx([a for a, _ in by_kernel], abs=1e-3)
+    assert [a for a, _ in score(small.model, asked, Room(64))] == pytest.approx([a for a, _ in by_kernel], abs=1e-3)
     assert continued(small.model, ids, 5) == said
 
 
@@ -633,7 +633,7 @@ def test_likelihoods_of_any_tree(bare: Any, seed: int) -> None:
     expected = [alone(bare, a) for a in asked]
     done: list[int] = []
     for budget in (generator.choice((1, 2, 5)), generator.choice((17, 60)), 10_000):
-        found = score(bare, asked, budget, done.append)
+        found = score(bare, asked, Room(budget), done.append)
         assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], abs=1e-4)
         assert [g for _, g in found] == [g for _, g in expected]
     assert sum(done) == 3 * len(asked)
@@ -666,7 +666,7 @@ def test_no_token_is_computed_more_often_than_without_sharing(bare: Any, seed: i
     read = [a.ids[:-1] for a in asked]
     for budget in (5, 30, 1024):
         with counted(bare) as seen:
-            score(bare, asked, budget)
+            score(bare, asked, Room(budget))
         assert tree_size(read) <= sum(seen) <= sum(map(len, read))
 
 
@@ -683,7 +683,7 @@ def test_what_all_share_is_computed_once(bare: Any) -> None:
         for _ in range(30):
             asked += [Continuation(shots + question + [c], 1) for question in [drawn(6)] for c in range(4)]
     with counted(bare) as seen:
-        score(bare, asked, 64)
+        score(bare, asked, Room(64))
     assert tree_size([a.ids[:-1] for a in asked]) <= sum(seen) <= 2 * (80 + 30 * 6)
     assert max(seen) <= 64
     assert len(seen) <= 2 * (2 + 4)
@@ -692,7 +692,7 @@ def test_what_all_share_is_computed_once(bare: Any) -> None:
 def test_nothing_shared_costs_nothing(bare: Any) -> None:
     asked = [Continuation([i, *range(3, 20)], 3) for i in range(3, 100)]
     with counted(bare) as seen:
-        score(bare, asked, 170)
+        score(bare, asked, Room(170))
     assert sum(seen) == 97 * 17
     assert len(seen) == 10  # rows of 17 fill their passes
     assert max(seen) == 170
@@ -702,7 +702,7 @@ def test_what_sharing_leaves_is_less_than_a_pass_costs(bare: Any) -> None:
     """A beginning that is not worth a pass of its own is read again by each part, less than PASS tokens in all."""
     asked = [Continuation([5, 6, 7, i, *range(3, 40)], 3) for i in range(3, 60)]
     with counted(bare) as seen:
-        score(bare, asked, 1000)
+        score(bare, asked, Room(1000))
     read = [a.ids[:-1] for a in asked]
     assert tree_size(read) <= sum(seen) < tree_size(read) + PASS
 
@@ -720,7 +720,7 @@ def test_the_prefix_is_set_back_after_each_range(bare: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad(), rows_attention(bare):
         patch.setattr(scoring, "Behind", Watching)
-        assert sum(scorer.run()) == len(asked)
+        assert sum(map(len, scorer.run())) == len(asked)
     assert set(lengths) == {60}
     assert scorer.prefix.length == 0
     assert scorer.prefix.bytes() <= 2 * 64 * kept_bytes(bare)
@@ -794,7 +794,7 @@ def test_slots_take_no_more_than_their_share(bare: Any, tokens: int, monkeypatch
     ids = [[3 + i % 100, 4, 5 + i // 100] for i in range(130 if tokens else 20)]
     assert len(continued(bare, ids, 5, cache=tokens * one)) == len(ids)
     assert max(largest) <= max(tokens, 8) * one
-    assert max(rows) == max(1, min(MOST_ROWS, tokens // 8))
+    assert max(rows) == max(1, min(Room(1).rows, tokens // 8))
 
 
 def test_a_row_that_has_ended_makes_room(bare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -814,7 +814,7 @@ def test_a_row_that_has_ended_makes_room(bare: Any, monkeypatch: pytest.MonkeyPa
         max_new_tokens=12,
         pick=lambda _, logits: logits.argmax(-1),
         ended=lambda said: any(tuple(said) == w[: len(said)] and len(said) == n for w, n in wanted.items()),
-        tokens_per_pass=64,
+        room=Room(64),
         cache_bytes=4 * 14 * kept_bytes(bare),
     )
     assert len(wanted) == 24

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.cell import Source
 from harness.errors import HarnessError
+from harness.hub import Commit, commit_of, copy_of
 
 Row = dict[str, Any]
 _MEND = "give a local file in `path`, or check the name, the network and your login"
@@ -94,47 +95,19 @@ def _checked(place: str, row: Any) -> tuple[str, Row]:
 
 
 def read_hub(source: Source) -> tuple[str, Iterator[tuple[str, Row]]]:
-    """(commit, rows) of a hub dataset: the commit that its revision means now or, offline, in the hub's cache.
-
-    The rows are downloaded when the first is asked for.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        commit = huggingface_hub.HfApi().dataset_info(source.path, revision=source.revision, timeout=20).sha
-        place = {"path": source.path, "revision": commit}
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise HarnessError(f"{source.path!r} is neither a file here nor a hub dataset; {_MEND}") from error
-    except Exception as error:  # offline; the error is that of whichever HTTP library the hub's client uses
-        commit, folder = _cached(source)
-        if folder is None:
-            raise HarnessError(
-                f"the hub cannot be reached for the dataset {source.path!r} ({type(error).__name__}) "
-                f"and its cache has no copy; {_MEND}"
-            ) from error
-        place = {"path": folder}
-    return str(commit), _load_hub(source, place)
+    """(commit, rows) of a hub dataset: the commit that its revision means. The first row asked for downloads them."""
+    commit = commit_of("dataset", source.path, source.revision)
+    return commit.sha, _load_hub(source, commit)
 
 
-def _load_hub(source: Source, place: dict[str, Any]) -> Iterator[tuple[str, Row]]:
+def _load_hub(source: Source, commit: Commit) -> Iterator[tuple[str, Row]]:
     import datasets
 
+    copy = None if commit.online else copy_of("dataset", source.path, commit.sha)
+    place = {"path": str(copy)} if copy else {"path": source.path, "revision": commit.sha}
     try:
         table = datasets.load_dataset(name=source.subset, split=source.split, **place)
     except Exception as error:  # whatever a download or the table's own format raises
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HarnessError(f"the hub dataset {source.path!r} cannot be loaded ({first}); {_MEND}") from error
     yield from ((f"{source.path}[{i}]", row) for i, row in enumerate(table))
-
-
-def _cached(source: Source) -> tuple[str, str | None]:
-    """(commit, folder) of the copy that an earlier download left."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(source.path, repo_type="dataset", revision=source.revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return "", None
-    return Path(folder).name, folder

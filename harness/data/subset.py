@@ -11,13 +11,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, overload
 
 import hydra.utils
 import numpy as np
 
-from harness.artifact import Artifact, remembered_hash
+from harness.artifact import Artifact, local, remembered_hash
 from harness.cell import Data, Message, Source, fingerprint
 from harness.data.order import deal
 from harness.data.rows import Row, read_file, read_hub
@@ -135,8 +134,8 @@ _loaded: dict[str, Dataset] = {}
 
 def load_dataset(data: Data) -> Dataset:
     """Read and check every row of every source, once for all sizes and seeds, which are cut from it."""
-    local = [Path(s.path).expanduser() for s in data.sources.values() if s.path]
-    changed = [p.stat().st_mtime_ns for p in local if p.is_file()]
+    here = [local(s.path) for s in data.sources.values() if s.path]
+    changed = [p.stat().st_mtime_ns for p in here if p.is_file()]
     key = fingerprint([dataclasses.asdict(data), changed])
     if key not in _loaded:
         _loaded[key] = _load(data)
@@ -161,7 +160,7 @@ def _load(data: Data) -> Dataset:
 
 def _rows(name: str, source: Source) -> tuple[list[Any], str, Iterable[tuple[str, Row]]]:
     """What the source's rows are, their revision for the record, and the rows, read only once they are asked for."""
-    path = Path(source.path).expanduser()
+    path = local(source.path)
     if source.make:
         artifact: Artifact = hydra.utils.instantiate(source.make)
         revision = artifact.identity()

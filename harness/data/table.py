@@ -49,9 +49,12 @@ class Table:
     def id(self, row: int) -> str:
         return str(self.ids[row].tobytes().hex())
 
+    def line(self, row: int) -> bytes:
+        """The row's turns as JSON."""
+        return self.turns[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
+
     def messages(self, row: int) -> list[Message]:
-        line = self.turns[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
-        return [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(line)]
+        return [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(self.line(row))]
 
 
 def open_table(what: Any, form: Form, rows: Iterable[tuple[str, Row]], name: str) -> Table:

@@ -15,6 +15,7 @@ from harness.cell import Cell, OnStep
 from harness.errors import DivergedError
 from harness.lease import BusyError, LostError
 from harness.run import run
+from harness.secrets import redacted
 
 State = Literal["ok", "failed", "diverged", "preempted", "elsewhere"]
 TELL = 0.2  # seconds between two steps told of
@@ -98,8 +99,9 @@ def _trace(error: BaseException) -> str:
 
 
 def _kept(outcome: Outcome, trace: str) -> Outcome:
+    outcome.error = redacted(outcome.error)
     try:
-        store.write_failure(outcome.cell, outcome.state, trace)
+        store.write_failure(outcome.cell, outcome.state, redacted(trace))
     except OSError as error:  # a full disk, say, which may be what ended the cell
         outcome.error += f" (which could not be kept: {error})"
     return outcome
