@@ -25,6 +25,7 @@ EVALUATION_SEMANTICS = 1
 OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
+OnPhase = Callable[[str], None]  # hears what a cell goes over to: "training", "evaluating gsm8k"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -127,6 +128,9 @@ class Attempt:
     folder: Path  # the cell's own; what must outlive the process (an adapter) goes in here
     checkpoints: Path  # for what only an unfinished training needs; another identity has another folder
     on_step: OnStep = lambda *_: None
+    on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: (
+        None
+    )  # hears the losses of steps done in tries before
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
 
 

@@ -5,6 +5,7 @@
     <cell>/evals/<task>/<8 hex>.json    scores of one task; the hex is of the evaluation's fingerprint
     <cell>/evals/<task>/<8 hex>.jsonl   per-item outputs
     <cell>/record.json           last of all: the cell is done
+    <cell>/attempt.json          what is being tried, and the number of the try; gone once the cell is done
     <cell>/failure.json          why the last try ended, if it failed
 
 A record is never rewritten. Evaluations can be added later, each in a file of its own. No torch here.
@@ -24,7 +25,8 @@ from harness.cell import Cell, differences, fingerprint
 from harness.errors import HarnessError
 from harness.files import whole
 
-RECORD, TRAINED, FAILURE = "record.json", "train.json", "failure.json"
+RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json", "attempt.json"
+LOSSES = "losses.jsonl"
 
 
 def write_json(path: Path, value: Any, *, once: bool = False) -> None:
@@ -52,6 +54,10 @@ def read_json(path: Path) -> Any:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def score_path(folder: Path, task: str, identity: dict[str, Any]) -> Path:
@@ -115,13 +121,24 @@ def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
     record = read_json(folder / RECORD)
     shared = {**record["row"], "status": "ok", "path": _relative(folder, root)}
     rows = []
-    for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
-        scored = [read_json(p) for p in task.glob("*.json")]
-        if scored:
-            newest = max(scored, key=lambda s: s["finished"])
-            extra = {"task": task.name, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
-            rows += [{**shared, **extra, **score} for score in newest["scores"]]
+    for task, newest in _newest(folder).items():
+        extra = {"task": task, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
+        rows += [{**shared, **extra, **score} for score in newest["scores"]]
     return rows
+
+
+def newest_scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The scores of a cell by task, of each task's newest evaluation."""
+    return {task: newest["scores"] for task, newest in _newest(folder).items()}
+
+
+def _newest(folder: Path) -> dict[str, dict[str, Any]]:
+    """By task, what was kept of its newest evaluation."""
+    found = {}
+    for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
+        if scored := [read_json(p) for p in task.glob("*.json")]:
+            found[task.name] = max(scored, key=lambda s: s["finished"])
+    return found
 
 
 def _relative(folder: Path, root: Path | str) -> str:

@@ -62,6 +62,7 @@ def fine_tune(
     told |= kept
     if done:
         told["resumed"].append(done)
+        attempt.on_resumed(told["losses"])
         next(islice(batches, done, done), None)
     budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
     started = time.perf_counter() - told["seconds"]
@@ -88,8 +89,9 @@ def fine_tune(
             told["target_tokens"] += targets
             told["tokens"] += sum(len(s.ids) for s in batch)
             values = {"loss": total, "lr": schedule.lr_at(step, steps), "grad_norm": norm.item()}
-            told["losses"].append({"step": step, **values, "target_tokens": told["target_tokens"]})
-            attempt.on_step(step, steps, {**values, "tokens": told["tokens"]})
+            values |= {"tokens": told["tokens"], "target_tokens": told["target_tokens"]}
+            told["losses"].append({"step": step, **values})
+            attempt.on_step(step, steps, values)
             stop, due = ranks.agree(lambda: (preempt.asked(), checkpoints.due()))
             if stop or due:
                 told["seconds"] = time.perf_counter() - started

@@ -9,8 +9,8 @@ import pytest
 
 from harness import __main__ as cli
 from harness import board, store
-from tests.test_board import read_run
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
+from tests.wandb_files import read_run
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_run_is_a_hydra_application(config_dir, tmp_path):  # noqa: F811
     assert words == ["base=tiny", "base=tiny2"]
     words = harness("-sc", "query=bash", COMP_LINE="harness sweep mine method.lora.ra", COMP_POINT="33").split()
     assert words == ["method.lora.rank="]
-    assert harness("-sc", "query=bash", COMP_LINE="harness s").split() == ["show", "status", "sweep"]
+    assert harness("-sc", "query=bash", COMP_LINE="harness s").split() == ["show", "status", "sweep", "sync"]
     assert harness("-sc", "query=bash", COMP_LINE="harness plan m").split() == ["mine"]
     assert "hydra_bash_completion" in harness("-sc", "install=bash")
 

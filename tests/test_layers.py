@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
-    {"harness.errors", "harness.clock", "harness.files", "harness.preempt"},
+    {"harness.errors", "harness.clock", "harness.files", "harness.preempt", "harness.pace"},
     {"harness.lease", "harness.schedule", "harness.attention", "harness.ranks"},
     {"harness.artifact"},
     {"harness.cell", "harness.pocket"},
     {"harness.checkpoint", "harness.store", "harness.data", "harness.board", "harness.scoring"},
-    {"harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
-    {"harness.methods"},
+    {"harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"} | {"harness.mirror"},
+    {"harness.methods", "harness.telling", "harness.replay"},
     {"harness.prompts", "harness.compose"},
     {"harness.lm", "harness.vllm"},
     {"harness.evaluate"},
@@ -29,7 +29,7 @@ ROWS = [
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
-    "wandb": {"harness.board"},
+    "wandb": {"harness.board", "harness.replay"},
     "peft": {"harness.methods", "harness.lowrank"},
     "matplotlib": {"analysis"},
     "reasoning_gym": {"harness.data"},

@@ -18,7 +18,7 @@ from harness.clock import part
 from harness.errors import HarnessError
 from harness.files import whole
 from harness.schedule import Schedule
-from harness.store import TRAINED, read_json, write_jsonl
+from harness.store import LOSSES, TRAINED, read_json, write_jsonl
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -130,7 +130,7 @@ def _save(model: Any, record: dict[str, Any], attempt: Attempt) -> dict[str, Any
     with whole(folder / WEIGHTS) as scratch:
         scratch.write_bytes(save(weights, metadata={"format": "pt"}))  # safetensors' own writer hides why it failed
     model.peft_config["default"].save_pretrained(str(folder))
-    write_jsonl(folder / "losses.jsonl", record.pop("losses"))
+    write_jsonl(folder / LOSSES, record.pop("losses"))
     return {**record, "adapter_sha256": sha256_file(folder / WEIGHTS)}
 
 
