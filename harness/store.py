@@ -27,6 +27,7 @@ from harness.files import whole
 
 RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json", "attempt.json"
 LOSSES = "losses.jsonl"
+FAILED = ("failed", "diverged")  # statuses of a cell that waits for somebody to look at it
 
 
 def write_json(path: Path, value: Any, *, once: bool = False) -> None:

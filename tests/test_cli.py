@@ -59,6 +59,7 @@ def test_a_sweep_from_plan_to_report_and_an_eval_added_later(harness, config_dir
 
     status, out, _ = harness("status", "runs/mine")
     assert (status, out.startswith("3 cells done; ")) == (0, True)
+    assert harness("status", "runs/mine", "--watch") == (0, "runs/mine: 3/3 cells done, 0 running, 0 left\n", "")
     status, out, _ = harness("report", "runs/mine")
     assert (status, "runs/mine/report.html" in out) == (0, True)
 

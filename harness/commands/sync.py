@@ -11,7 +11,6 @@ from harness.board import Told
 from harness.cell import Wandb
 from harness.commands.common import new_parser
 from harness.errors import HarnessError
-from harness.plan import FAILED
 from harness.replay import Replay, SyncError, Write, write_cell
 
 BATCH = 20  # runs sent before W&B is asked whether it has them
@@ -58,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 def _sync(sweep: Path, folders: list[Path], parsed: argparse.Namespace) -> None:
     """Send what W&B lacks of one sweep, and say so."""
-    matter = [f for f in folders if (f / store.RECORD).exists() or store.last_status(f) in FAILED]
+    matter = [f for f in folders if (f / store.RECORD).exists() or store.last_status(f) in store.FAILED]
     found = {folder: told for folder in matter if (told := mirror.of(folder))}
     if not found:
         print(f"{sweep}: nothing has been done yet that W&B could be told of")
