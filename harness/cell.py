@@ -141,6 +141,7 @@ class Adapted:
     model: Any  # a transformers causal LM, perhaps with an adapter attached
     demonstrations: list[Message] = field(default_factory=list)  # turns put before every question
     adapter: Path | None = None  # the folder of the adapter, in peft's form, where there is one
+    merge: Callable[[], Any] | None = None  # puts it into the base's weights, for good, and gives that model
     training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
 
 

@@ -20,7 +20,7 @@ ROWS = [
     {"harness.lm", "harness.vllm"},
     {"harness.evaluate"},
     {"harness.run", "harness.sweep"},
-    {"harness.plan", "harness.show"},
+    {"harness.plan", "harness.show", "harness.export"},
     {"harness.engines"},
     {"harness.app"},
     {"harness.commands"},

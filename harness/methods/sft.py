@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -97,7 +98,8 @@ class Sft(Method, Schedule):
             else:
                 record = self._train(model, base, examples, cell, attempt)
             model.eval()
-            yield Adapted(model, training=record, adapter=attempt.folder)
+            merge = partial(model.merge_and_unload, safe_merge=True)  # which refuses what is no finite number
+            yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
 
     def _check_targets(self, model: Any) -> None:
         """peft only complains if none of the names is found."""
