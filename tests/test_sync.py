@@ -17,6 +17,7 @@ import pytest
 from harness import __main__ as cli
 from harness import board, evaluate, store
 from harness.cell import Cell, Wandb
+from harness.commands.common import draw
 from harness.engines.worker import attempt
 from harness.replay import RECEIPT
 from harness.run import run
@@ -67,13 +68,18 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/*/*.wandb"))
 
 
+def without_times(held: dict[str, Any]) -> dict[str, Any]:
+    for row in (*held["history"], held["summary"]):
+        for own in ("_timestamp", "_runtime", "_wandb/runtime", "points/artifact_path", "points/_latest_artifact_path"):
+            row.pop(own, None)
+    held["config"].pop("_wandb", None)
+    return held
+
+
 def content(file: Path) -> dict[str, Any]:
     """All that a run holds but for times and the number of the try."""
-    held = read_run(file)
-    for row in (*held["history"], held["summary"]):
-        for own in ("_timestamp", "_runtime", "_wandb/runtime"):
-            row.pop(own, None)
-    held["config"] = {k: v for k, v in held["config"].items() if k not in ("_wandb", "attempt")}
+    held = without_times(read_run(file))
+    del held["config"]["attempt"]
     fingerprint, _, number = held.pop("id").rpartition("-")
     assert held["config"]["fingerprint"]
     return {**held, "run": fingerprint, "attempts": int(number)}
@@ -127,6 +133,21 @@ def test_an_evaluation_added_later_is_told_too(cell: Cell, sync: Harness, genera
     assert first["history"]
     assert set(second["summary"]) - set(first["summary"]) == {"quiz/exact_match/strict", "quiz/exact_match/flexible"}
     assert "0 runs sent" in sync(cell.run.root, "--mode=offline")[1]
+
+
+def test_the_curves_are_told_as_the_sweep_would_have(cell: Cell, make_cell: Make, sync: Harness) -> None:
+    sweep = run(cell).parents[3]
+    run(make_cell("base", data=cell.data, evals=cell.evals))
+    draw(sweep, mirror=dataclasses.replace(cell, wandb=Wandb("offline", project="mine")))
+    (live,) = files(sweep)
+    status, out, err = sync(sweep, "--mode=offline")
+    assert (status, "3 runs sent, 0 were there already" in out) == (0, True), err
+    (replayed,) = set(files(sweep)) - {live}
+    first, second = (without_times(read_run(file)) for file in (live, replayed))
+    for told in (first, second):
+        assert [row["examples"] for row in told["history"]] == [4]
+    assert first == second
+    assert "0 runs sent, 3 were there already" in sync(sweep, "--mode=offline")[1]
 
 
 def test_another_project_is_another_place(cell: Cell, sync: Harness) -> None:
