@@ -12,7 +12,7 @@ from harness import preempt, ranks, secrets
 from harness.errors import HarnessError
 
 TRY_AGAIN = 75  # the exit status of a process that was told to stop, EX_TEMPFAIL of sysexits.h
-COMMANDS = ("sweep", "plan", "run", "status", "report", "show", "eval")
+COMMANDS = ("sweep", "plan", "run", "status", "report", "show", "eval", "sync", "export")
 TRAIN = ("run", "sweep", "eval")  # these listen to signals and may be started by accelerate launch
 
 HELP = """\
@@ -23,9 +23,11 @@ Data-scaling sweeps that tell eliciting what a base model knows from teaching it
   sweep NAME [overrides]     run a sweep, then draw its curves      harness sweep pocket run.workers=2
   plan NAME [overrides]      what it would run, and what is done    harness plan pocket size=4,16,64
   run [overrides]            one cell, a plain Hydra application    harness run base=pocket_m method=sft size=64
-  status RUNS                what finished, with its scores         harness status runs/pocket
+  status RUNS [--watch]      what finished, and what runs           harness status runs/pocket
   report RUNS                report.html, curves.png, points.csv    harness report runs/pocket
   show CELL | overrides      tokens, loss mask, prompt, as seen     harness show data=pocket_facts size=2
+  sync RUNS                  fill in on W&B what it lacks           harness sync runs/pocket
+  export CELL FOLDER         base and adapter merged, as a model    harness export runs/pocket/.../n000000064-... mine
   eval RUNS evals=NAME       score finished cells on more tasks     harness eval runs/pocket evals=pocket_quiz
 
 `harness COMMAND --help` says more. Tab completion: eval "$(harness -sc install=bash)"

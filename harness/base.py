@@ -177,6 +177,11 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
     return _resident[key]
 
 
+def forget() -> None:
+    """Free the resident base: for who has changed its weights."""
+    _resident.clear()
+
+
 def place_of(base: Base) -> dict[str, Any]:
     """Arguments of `from_pretrained` that find the base."""
     if base.make:

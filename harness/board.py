@@ -1,14 +1,16 @@
 """The mirror on Weights & Biases: one run a cell, one run a sweep with score against number of examples.
 
-The only file that imports wandb. Truth lies in the cells' records: W&B may be offline, down or absent, and no cell
-notices. Every call here puts work on one background thread of the process and returns, so that neither W&B's start
-(about one second a process) nor its network is ever waited for by training. What fails is logged once as a warning, and
-that run becomes silent. Offline runs lie in ``<folder>/wandb`` and go up later with ``wandb sync``.
+Only this file and `harness.replay` import wandb. Truth lies in the cells' records: W&B may be offline, down or absent,
+and no cell notices. Every call here puts work on one background thread of the process and returns, so that neither
+W&B's start (about one second a process) nor its network is ever waited for by training. What fails is logged once as a
+warning, and that run becomes silent. Offline runs lie in ``<folder>/wandb`` and go up later with ``wandb sync``;
+`harness sync` fills in what never went up.
 
 Nothing about the machine or the command is sent: no arguments, environment, host name, code, git state, packages,
 console output or system statistics. A run holds only the config, losses, scores, table and figure it is given.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -17,12 +19,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.cell import Wandb
+from harness.cell import Wandb, fingerprint
 from harness.errors import HarnessError
 from harness.secrets import redacted
 
@@ -35,6 +38,20 @@ FINISH_SECONDS = 60.0  # for the upload of what one run still holds
 RETRIES = 2  # of one request; wandb's own default goes on for days
 
 
+@dataclass
+class Told:
+    """All that one W&B run holds."""
+
+    run_id: str  # names it for good
+    name: str
+    group: str  # the sweep
+    config: dict[str, Any]
+    tags: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row a step, the step's number in it as `step`
+    summary: dict[str, Any] = field(default_factory=dict)  # scores and counts by name
+    status: str = "ok"  # or failed, diverged, preempted
+
+
 class CellRun:
     """One W&B run. Calls return at once and never raise; the run of a disabled or broken W&B swallows them."""
 
@@ -43,18 +60,17 @@ class CellRun:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One history row, e.g. ``log(20, {"loss": 1.3})``; steps must not fall."""
-        row = dict(values)  # the caller may go on writing into its own
-        self._put("log", lambda run: run.log(row, step=step))
+        self.log_row({**values, "step": step})
 
-    def finish(self, summary: dict[str, Any], ok: bool = True) -> None:
-        """Write the summary (scores and counts by name) and close the run, as failed unless `ok`."""
+    def log_row(self, row: dict[str, Any]) -> None:
+        """The same, with the step's number among the values as `step`."""
+        row = dict(row)  # the caller may go on writing into its own
+        self._put("log", lambda run: write_row(run, row))
+
+    def finish(self, summary: dict[str, Any], status: str = "ok") -> None:
+        """Write the summary and close the run, as failed unless `status` is ok; `Told` says what both may be."""
         last = dict(summary)
-
-        def close(run: Any) -> None:
-            run.summary.update(last)
-            run.finish(exit_code=0 if ok else 1)
-
-        self._put("finish", close)
+        self._put("finish", lambda run: close(run, last, status))
 
     def _put(self, what: str, work: Callable[[Any], None]) -> None:
         line, opened = self._line, self._opened
@@ -69,13 +85,44 @@ class CellRun:
         line.put(what, step)
 
 
-def open_cell(settings: Wandb, *, run_id: str, name: str, group: str, config: dict[str, Any], folder: Path) -> CellRun:
-    """Open the run of one cell; `run_id` names it for good; `group` is the sweep, `config` the cell."""
+def write_row(run: Any, row: dict[str, Any]) -> None:
+    """A history row into a wandb Run."""
+    run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+
+def close(run: Any, summary: dict[str, Any], status: str) -> None:
+    """Write the summary of a wandb Run and finish it."""
+    run.summary.update(summary)
+    if status != "ok":
+        run.tags = (*run.tags, status)
+    run.finish(exit_code=0 if status == "ok" else 1)
+
+
+def open_cell(settings: Wandb, told: Told, folder: Path) -> CellRun:
+    """Open the run of one cell, to be told its history and summary as they come; its files go to `folder`."""
     if _mode(settings) == "disabled":
         return CellRun()
     line = _line(os.getpid())
-    opened = line.put("open", lambda: line.open(settings, folder, id=run_id, name=name, group=group, config=config))
-    return CellRun(line, opened)
+    return CellRun(line, line.put("open", lambda: line.open(settings, folder, told)))
+
+
+def tell_scores(settings: Wandb, told: Told, folder: Path) -> None:
+    """Of a run that there is already only the summary again, which has more scores now.
+
+    An offline file knows nothing of the one before, which it replaces when both go up: it gets everything.
+    """
+    if _mode(settings) == "disabled":
+        return
+    line = _line(os.getpid())
+
+    def tell() -> None:
+        online = line.mode(settings) == "online"
+        run = line.open(settings, folder, told, resume="allow" if online else None)
+        for row in [] if online else told.history:
+            write_row(run, row)
+        close(run, told.summary, told.status)
+
+    line.put("scores", tell)
 
 
 def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Path, folder: Path) -> None:
@@ -89,26 +136,39 @@ def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Pat
     if _mode(settings) == "disabled":
         return
     line = _line(os.getpid())
-    run_id = f"curves-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
 
     def draw() -> None:
-        import wandb
-
-        run = line.open(settings, folder, id=run_id, name=f"{sweep} curves", group=sweep, config={"sweep": sweep})
-        run.define_metric("examples")
-        run.define_metric("*", step_metric="examples")
-        rows = history(points)
-        cells = points.astype(object).where(points.notna(), None)
-        rows[-1] |= {"points": wandb.Table(columns=list(points.columns), data=list(cells.to_numpy().tolist()))}
-        rows[-1] |= {"figure": wandb.Image(str(figure))}
-        for row in rows:
-            run.log(row)
+        told = curves_of(sweep, points)
+        run = line.open(settings, folder, told)
         address = run.url
-        run.finish()
+        write_curves(run, told, points, figure)
         log.info("W&B: curves of %s in %s", sweep, address or Path(folder, "wandb"))
 
     line.put("curves", draw)
     settle(FINISH_SECONDS)
+
+
+def curves_of(sweep: str, points: pd.DataFrame) -> Told:
+    """The run of a sweep's curves. Its summary tells these points from those of another day."""
+    rows = history(points)
+    run_id = f"curves-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
+    return Told(
+        run_id, f"{sweep} curves", sweep, {"sweep": sweep}, history=rows, summary={"points_sha256": fingerprint(rows)}
+    )
+
+
+def write_curves(run: Any, told: Told, points: pd.DataFrame, figure: Path) -> None:
+    """Rows, table and figure into a wandb Run, and finish it; see `log_curves`."""
+    import wandb
+
+    run.define_metric("examples")
+    run.define_metric("*", step_metric="examples")
+    cells = points.astype(object).where(points.notna(), None)
+    table = wandb.Table(columns=list(points.columns), data=list(cells.to_numpy().tolist()))
+    for row in told.history[:-1]:
+        run.log(row)
+    run.log({**told.history[-1], "points": table, "figure": wandb.Image(str(figure))})
+    close(run, told.summary, told.status)
 
 
 def history(points: pd.DataFrame) -> list[dict[str, Any]]:
@@ -147,9 +207,7 @@ class _Line:
 
     def put(self, what: str, work: Callable[[], Any]) -> "Future[Any]":
         """Do `work` after all that was put before; its future holds None if it failed."""
-        # W&B's own error reports and usage metrics: off unless the user says otherwise. They send tracebacks, and hold
-        # up the exit of a process by some 20 s where the server is slow. Read when wandb is first used.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        keep_quiet()
         import wandb  # noqa: F401  in the caller's thread: two threads importing at once can meet half-made modules
 
         def guarded() -> Any:
@@ -169,60 +227,97 @@ class _Line:
             log.warning("W&B %s failed (%s: %s); results are not affected", what, type(error).__name__, text)
             self.warned.add(what)
 
-    def open(self, settings: Wandb, folder: Path, **names: Any) -> Any:
+    def mode(self, settings: Wandb) -> str:
+        """What the mode asked for comes to here."""
+        if settings.mode not in self.modes:
+            self.modes[settings.mode] = self.reach(settings.mode)
+        return self.modes[settings.mode]
+
+    def open(self, settings: Wandb, folder: Path, told: Told, resume: str | None = None) -> Any:
         """A wandb Run: online if that works, else offline; raises if not even that."""
         import wandb
 
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):  # wandb would quietly use the system's temporary folder
-            raise PermissionError(f"{folder} is not writable")
-        if settings.mode not in self.modes:
-            self.modes[settings.mode] = self.reach(settings.mode)
-        mode = self.modes[settings.mode]
+        mode = self.mode(settings)
         try:
-            return self.init(settings, folder, mode, names)
+            return init(settings, folder, mode, told, resume)
         except wandb.Error as error:
             if mode != "online":
                 raise
             self.warn("online", error)
             self.modes[settings.mode] = "offline"  # for the rest of this process: no cell waits for the same again
             wandb.teardown()  # its service still holds the id of the run that did not open
-            return self.init(settings, folder, "offline", names)
-
-    def init(self, settings: Wandb, folder: Path, mode: str, names: dict[str, Any]) -> Any:
-        import wandb
-
-        return wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            dir=folder.absolute(),  # wandb's service may have been started in another working directory
-            mode=mode,  # type: ignore[arg-type]
-            reinit="create_new",  # the previous cell's run may still be closing
-            settings=wandb.Settings(**_quiet(), **_bounded()),
-            **names,
-        )
+            return init(settings, folder, "offline", told)
 
     def reach(self, mode: str) -> str:
         """What `mode` comes to here: online needs credentials, found without asking, and a server that answers."""
         import wandb
 
-        wandb.setup(settings=wandb.Settings(silent=True))
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")
         if mode not in ("auto", "online"):
+            wandb.setup(settings=wandb.Settings(silent=True))
             return mode
         try:
-            if not wandb.login(prompt=False, verify=False):
-                if mode == "online":
-                    log.warning("W&B has no credentials (wandb login, or WANDB_API_KEY); runs are kept offline")
-                return "offline"
-            with urllib.request.urlopen(wandb.setup().settings.base_url, timeout=REACH_SECONDS):
+            if has_key():
+                answers()
                 return "online"
-        except urllib.error.HTTPError:
-            return "online"  # it answers; what it thinks of the address does not matter
+            if mode == "online":
+                log.warning("W&B has no credentials (wandb login, or WANDB_API_KEY); runs are kept offline")
         except (OSError, wandb.Error) as error:
             self.warn("online", error)
-            return "offline"
+        return "offline"
+
+
+def init(settings: Wandb, folder: Path, mode: str, told: Told, resume: str | None = None) -> Any:
+    """A wandb Run with what `told` says of its beginning; its files go to `folder`.
+
+    Without `resume` a run of the same id that there is already is replaced, history and all
+    (docs.wandb.ai/guides/runs/resuming; seen in github.com/wandb/wandb issues 1450, 3841, 5865).
+    """
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # wandb would quietly use the system's temporary folder
+        raise PermissionError(f"{folder} is not writable")
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        dir=folder.absolute(),  # wandb's service may have been started in another working directory
+        mode=mode,  # type: ignore[arg-type]
+        id=told.run_id,
+        name=told.name,
+        group=told.group,
+        config=told.config,
+        tags=told.tags,
+        resume=resume,  # type: ignore[arg-type]
+        reinit="create_new",  # the previous cell's run may still be closing
+        settings=wandb.Settings(**_quiet(), **_bounded()),
+    )
+
+
+def keep_quiet() -> None:
+    """W&B's own error reports and usage metrics: off unless the user says otherwise.
+
+    They send tracebacks, and hold up the exit of a process by some 20 s where the server is slow. Read when wandb is
+    first used.
+    """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def has_key() -> bool:
+    """Whether there are credentials for W&B, found without asking."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+def answers() -> None:
+    """Raise OSError unless W&B's server answers; what it thinks of the address does not matter."""
+    import wandb
+
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(wandb.setup().settings.base_url, timeout=REACH_SECONDS).close()
 
 
 @functools.cache
@@ -246,6 +341,7 @@ def _quiet() -> dict[str, Any]:
         "disable_git": True,
         "disable_job_creation": True,
         "host": "",
+        "program": "harness",  # else the path of the script
         "silent": True,
         "symlink": False,
         "x_disable_meta": True,

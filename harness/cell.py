@@ -26,6 +26,7 @@ EVALUATION_SEMANTICS = 1
 OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
+OnPhase = Callable[[str], None]  # hears what a cell goes over to: "training", "evaluating gsm8k"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -133,6 +134,9 @@ class Attempt:
     on_step: OnStep = lambda *_: None
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
     trunk: Callable[[int], Path] = lambda _: Path()  # of states after so many examples, shared among sizes
+    on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: (
+        None
+    )  # hears the losses of steps done in tries before
 
 
 @dataclass
@@ -142,6 +146,7 @@ class Adapted:
     model: Any  # a transformers causal LM, perhaps with an adapter attached
     demonstrations: list[Message] = field(default_factory=list)  # turns put before every question
     adapter: Path | None = None  # the folder of the adapter, in peft's form, where there is one
+    merge: Callable[[], Any] | None = None  # puts it into the base's weights, for good, and gives that model
     training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
 
 

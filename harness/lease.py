@@ -44,6 +44,7 @@ class Lease:
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _beats: int = 0
+    _told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -54,6 +55,10 @@ class Lease:
         newest = _newest(self.place)
         if newest != self.number:
             raise LostError(f"{self.place} was taken over by another process while this one did not answer")
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        """What the next beat says of the work, for whoever looks on; plain data."""
+        self._told = progress
 
     def release(self) -> None:
         """Let go. The file stays, marked free: its number must not be given again."""
@@ -71,7 +76,8 @@ class Lease:
         with self._writing:
             if free or not self._stop.is_set():
                 with whole(self.file) as scratch:
-                    scratch.write_text(json.dumps({**_myself(), "beat": self._beats, "free": free}))
+                    told = {} if free else {"told": self._told}
+                    scratch.write_text(json.dumps({**_myself(), "beat": self._beats, "free": free, **told}))
 
 
 def take(place: Path) -> Lease | None:
@@ -116,13 +122,19 @@ def _abandoned(file: Path) -> bool:
 
 def owner(place: Path) -> str:
     """Who holds the place, for people: ``process 4711 on node3``; empty where nobody seems to."""
+    told = holder(place)
+    return f"process {told['pid']} on {told['host']}" if told else ""
+
+
+def holder(place: Path) -> dict[str, Any]:
+    """What the lease of who holds the place says: `pid`, `host`, `beat`, `told`; empty where nobody seems to."""
     number = _newest(place)
     with contextlib.suppress(FileNotFoundError):
         if number:
-            told = json.loads(_file(place, number).read_text())
+            told: dict[str, Any] = json.loads(_file(place, number).read_text())
             if not told["free"] and not _is_gone(told):
-                return f"process {told['pid']} on {told['host']}"
-    return ""
+                return told
+    return {}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.run import subset_of
 
 DONE, RUNNING, MISSING, PARTLY, DRIFTED = "done", "running", "missing", "partly", "drifted"
-FAILED = ("failed", "diverged")  # their last try's status; such a cell waits for somebody to look at it
+FAILED = store.FAILED  # their last try's status; such a cell waits for somebody to look at it
 
 
 @dataclass

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from harness import base as bases
-from harness import board, evaluate, ranks, retention, store
+from harness import evaluate, ranks, retention, store
 from harness import lease as leases
 from harness.artifact import sha256_file
-from harness.cell import Attempt, Cell, OnStep, fingerprint
+from harness.cell import Attempt, Cell, OnPhase, OnStep, fingerprint
 from harness.clock import Clock, part, running
 from harness.data.overlap import copies, user_turns
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.files import clear_unfinished
 from harness.lease import Lease
+from harness.telling import Telling
 
 
 def subset_of(cell: Cell) -> Subset:
@@ -34,7 +35,7 @@ def identity_of(cell: Cell, examples: Subset) -> dict[str, Any]:
     return cell.identity(bases.identity(cell.base), subset_identity(examples))
 
 
-def run(cell: Cell, on_step: OnStep | None = None) -> Path:
+def run(cell: Cell, on_step: OnStep | None = None, on_phase: OnPhase | None = None) -> Path:
     """Do what is not done yet of: adapt the base, score every task, write the record. Returns the cell's folder.
 
     Raises HarnessError where the folder holds another experiment. What was finished before is not done again.
@@ -42,16 +43,16 @@ def run(cell: Cell, on_step: OnStep | None = None) -> Path:
     if ranks.count() > 1 and cell.run.eval_backend == "vllm":
         raise HarnessError("vLLM starts processes of its own; under accelerate launch set run.eval_backend=shared")
     if not cell.run.profile:
-        return _run(cell, on_step)
+        return _run(cell, on_step, on_phase)
     with running(Clock()) as clock, part("cell"):
-        folder = _run(cell, on_step)
+        folder = _run(cell, on_step, on_phase)
     if ranks.first():
         store.write_json(folder / "profile.json", clock.as_dict())
         print(clock.table(), file=sys.stderr)
     return folder
 
 
-def _run(cell: Cell, on_step: OnStep | None) -> Path:
+def _run(cell: Cell, on_step: OnStep | None, on_phase: OnPhase | None) -> Path:
     folder = cell.folder()
     with part("examples"):
         examples = subset_of(cell)
@@ -66,7 +67,7 @@ def _run(cell: Cell, on_step: OnStep | None) -> Path:
         return folder
     with _claimed(folder) as lease:
         if not ranks.agree(done):  # another process may have been at it until just now
-            _work(cell, examples, identity, wanted, lease, on_step)
+            _work(cell, examples, identity, wanted, lease, on_step, on_phase)
     return folder
 
 
@@ -93,16 +94,12 @@ def _work(
     wanted: dict[str, dict[str, Any]],
     lease: Lease | None,
     on_step: OnStep | None,
+    on_phase: OnPhase | None,
 ) -> None:
-    folder, started, mirror = cell.folder(), time.time(), board.CellRun()
+    folder, started = cell.folder(), time.time()
     if ranks.first():
         clear_unfinished(folder)
-        mirror = board.open_cell(cell.wandb, **_mirrored(cell, identity, folder))
-
-    def step(number: int, steps: int, values: dict[str, float]) -> None:
-        mirror.log(number, values)
-        if on_step:
-            on_step(number, steps, values)
+    telling = Telling(cell, as_dict(cell), identity, lease, on_step, on_phase)
 
     def commit(path: Path, value: Callable[[], Any]) -> None:
         """The first rank writes what is not there, if the cell is still its own; the others wait for it."""
@@ -118,14 +115,21 @@ def _work(
 
         ranks.agree(write)
 
-    summary: dict[str, Any] = {"examples": cell.size}
     checkpoints = folder / "checkpoints" / fingerprint(identity)[:16]
     attempt = Attempt(
-        folder, checkpoints, step, lease.check if lease else lambda: None, partial(_trunk, cell, identity, examples)
+        folder,
+        checkpoints,
+        on_step=telling.step,
+        on_resumed=telling.resumed,
+        still_ours=lease.check if lease else lambda: None,
+        trunk=partial(_trunk, cell, identity, examples),
     )
     try:
+        telling.phase("loading the base")
         with part("load the base"):
             base = bases.load(cell.base, cell.run.device)
+        if cell.method.trains and not ranks.agree((folder / store.TRAINED).exists):
+            telling.phase("training")
         with cell.method.adapt(base, examples, cell, attempt) as adapted:
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
@@ -133,21 +137,21 @@ def _work(
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
+                    telling.phase(f"evaluating {name}")
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
                         result["items_in_training"] = evaluate.items_among(name, task, turns)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))
-                for score in ranks.agree(partial(store.read_result, path))["scores"]:
-                    summary[f"{name}/{score['metric']}/{score['filter']}"] = score["score"]
-        commit(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started))
-    except BaseException:
-        mirror.finish(summary, ok=False)
+                telling.scores[name] = ranks.agree(partial(store.read_result, path))["scores"]
+        number = lease.number if lease else 0
+        commit(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started, number))
+    except BaseException as error:
+        telling.end(error)
         raise
     if ranks.first():
-        (folder / store.FAILURE).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         retention.prune(cell)
-    mirror.finish(summary)
+    telling.end()
 
 
 def _trunk(cell: Cell, identity: dict[str, Any], examples: Subset, count: int) -> Path:
@@ -165,7 +169,7 @@ def _scores(path: Path, result: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 def _record(
-    cell: Cell, identity: dict[str, Any], examples: Subset, training: dict[str, Any], started: float
+    cell: Cell, identity: dict[str, Any], examples: Subset, training: dict[str, Any], started: float, attempt: int
 ) -> dict[str, Any]:
     manifest = None
     if cell.method.uses_data:
@@ -174,6 +178,7 @@ def _record(
         "fingerprint": fingerprint(identity),
         "identity": identity,
         "cell": as_dict(cell),
+        "attempt": attempt,
         "row": store.row(cell, identity, training),
         "manifest": manifest,
         "training": training,
@@ -189,18 +194,6 @@ def _record(
 def as_dict(cell: Cell) -> dict[str, Any]:
     """The cell as plain data, the method's name among its fields."""
     return {**dataclasses.asdict(cell), "method": {"name": cell.method.name, **dataclasses.asdict(cell.method)}}
-
-
-def _mirrored(cell: Cell, identity: dict[str, Any], folder: Path) -> dict[str, Any]:
-    config = {k: v for k, v in as_dict(cell).items() if k not in ("run", "wandb", "evals")}
-    name = f"{cell.base.name}/{cell.data.name}/{cell.method.name}/{folder.name}"
-    return {
-        "run_id": fingerprint([cell.sweep, identity])[:16],
-        "name": name,
-        "group": cell.sweep,
-        "config": {**config, "evals": sorted(cell.evals), "fingerprint": fingerprint(identity)},
-        "folder": folder,
-    }
 
 
 def _device() -> str:

@@ -5,6 +5,7 @@
     <cell>/evals/<task>/<8 hex>.json    scores of one task; the hex is of the evaluation's fingerprint
     <cell>/evals/<task>/<8 hex>.jsonl   per-item outputs
     <cell>/record.json           last of all: the cell is done
+    <cell>/attempt.json          what is being tried, and the number of the try; gone once the cell is done
     <cell>/failure.json          why the last try ended, if it failed
 
 A record is never rewritten. Evaluations can be added later, each in a file of its own. What is a result (all but losses
@@ -26,9 +27,11 @@ from harness.cell import Cell, differences, fingerprint
 from harness.errors import HarnessError
 from harness.files import whole
 
-RECORD, TRAINED, FAILURE = "record.json", "train.json", "failure.json"
+RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json", "attempt.json"
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"  # what is trained: an adapter, or all weights
 WEIGHTS = (ADAPTER, MODEL)
+LOSSES = "losses.jsonl"
+FAILED = ("failed", "diverged")  # statuses of a cell that waits for somebody to look at it
 
 
 def write_json(path: Path, value: Any, *, once: bool = False) -> None:
@@ -78,6 +81,10 @@ def read_json(path: Path) -> Any:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def score_path(folder: Path, task: str, identity: dict[str, Any]) -> Path:
@@ -143,14 +150,25 @@ def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
     copies = (record["manifest"] or {}).get("copies", 0)
     shared = {**record["row"], "status": "ok", "path": _relative(folder, root), "copies": copies}
     rows = []
-    for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
-        scored = [read_result(p) for p in task.glob("*.json")]
-        if scored:
-            newest = max(scored, key=lambda s: s["finished"])
-            extra = {"task": task.name, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
-            extra |= {"items_in_training": newest["items_in_training"]}
-            rows += [{**shared, **extra, **score} for score in newest["scores"]]
+    for task, newest in _newest(folder).items():
+        extra = {"task": task, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
+        extra |= {"items_in_training": newest["items_in_training"]}
+        rows += [{**shared, **extra, **score} for score in newest["scores"]]
     return rows
+
+
+def newest_scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The scores of a cell by task, of each task's newest evaluation."""
+    return {task: newest["scores"] for task, newest in _newest(folder).items()}
+
+
+def _newest(folder: Path) -> dict[str, dict[str, Any]]:
+    """By task, what was kept of its newest evaluation."""
+    found = {}
+    for task in sorted((folder / "evals").iterdir()) if (folder / "evals").exists() else []:
+        if scored := [read_result(p) for p in task.glob("*.json")]:
+            found[task.name] = max(scored, key=lambda s: s["finished"])
+    return found
 
 
 def _relative(folder: Path, root: Path | str) -> str:

@@ -75,9 +75,11 @@ def fine_tune(
         told |= kept
         if done:
             told["resumed"].append(done)
+            attempt.on_resumed(told["losses"])
         elif trunk:
             done, kept = trunk.load(model, optimizer)
             told |= {**kept, "branched_at": done, "shared_seconds": kept.get("seconds", 0.0)}
+            attempt.on_resumed(told["losses"])
         next(islice(batches, done, done), None)
         budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
         started = time.perf_counter() - told["seconds"]
@@ -105,8 +107,9 @@ def fine_tune(
             told["target_tokens"] += targets
             told["tokens"] += sum(len(s.ids) for s in batch)
             values = {"loss": total, "lr": schedule.lr_at(step, steps), "grad_norm": norm.item()}
-            told["losses"].append({"step": step, **values, "target_tokens": told["target_tokens"]})
-            attempt.on_step(step, steps, {**values, "tokens": told["tokens"]})
+            values |= {"tokens": told["tokens"], "target_tokens": told["target_tokens"]}
+            told["losses"].append({"step": step, **values})
+            attempt.on_step(step, steps, values)
             if trunk:
                 told["seconds"] = time.perf_counter() - started
                 trunk.save(step + 1, model, optimizer, told)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from harness.files import whole
 from harness.retention import check_kept
 from harness.schedule import Schedule
 from harness.shapes import Shapes, linear
-from harness.store import ADAPTER, MODEL, TRAINED, read_result, write_jsonl
+from harness.store import ADAPTER, LOSSES, MODEL, TRAINED, read_result, write_jsonl
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -141,7 +142,8 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
             record = ranks.agree(save)
         model.eval()
         _check_change(_logit_change(model), record, attempt.folder)
-        yield Adapted(model, training=record, adapter=attempt.folder)
+        merge = partial(model.merge_and_unload, safe_merge=True)  # which refuses what is no finite number
+        yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
 
 
 def _put(model: Any, weights: dict[str, Any], folder: Path) -> None:
@@ -222,7 +224,7 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
             weights = {name: p.data for name, (p, _) in before.items()}
             record = ranks.agree(lambda: _save(weights, record, attempt, MODEL))
         model.eval()
-        yield Adapted(model, training=record)
+        yield Adapted(model, training=record, merge=lambda: model)
     finally:
         for parameter, data in before.values():
             parameter.grad, parameter.data = None, data
@@ -237,7 +239,7 @@ def _save(weights: dict[str, Any], record: dict[str, Any], attempt: Attempt, nam
     attempt.still_ours()
     with whole(folder / name) as scratch:  # safetensors' own writer hides why it failed
         scratch.write_bytes(save({n: w.contiguous().cpu() for n, w in weights.items()}, metadata={"format": "pt"}))
-    write_jsonl(folder / "losses.jsonl", record.pop("losses"))
+    write_jsonl(folder / LOSSES, record.pop("losses"))
     return {**record, "adapter_sha256" if name == ADAPTER else "model_sha256": sha256_file(folder / name)}
 
 

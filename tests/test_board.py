@@ -1,17 +1,12 @@
 """The W&B mirror: what an offline run holds, read back from its file, and that a broken W&B costs a cell nothing."""
 
-import contextlib
-import http.server
 import json
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,63 +19,12 @@ from PIL import Image
 from harness import board
 from harness.cell import Wandb
 from harness.errors import HarnessError
+from tests.wandb_files import read_run, records
+from tests.wandb_servers import loopback
 
 OFFLINE = Wandb(mode="offline")
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
 HERE = Path(__file__).parent.parent
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The `Record`s of a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB.
-
-    A piece has 4 bytes of CRC-32 over type and data, 2 of length, 1 of type (1 whole, 2 first, 3 middle, 4 last).
-    """
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, parts = path.read_bytes(), 7, b""
-    assert content[:4] == b":W&B"
-    while at + 7 <= len(content):
-        room = 32768 - at % 32768
-        if room < 7:  # too little for a header: padding
-            at += room
-            continue
-        crc, length, kind = struct.unpack_from("<IHB", content, at)
-        data = content[at + 7 : at + 7 + length]
-        if len(data) < length:
-            return  # being written
-        assert crc == zlib.crc32(bytes([kind]) + data), f"broken record at byte {at}"
-        parts, at = parts + data, at + 7 + length
-        if kind in (1, 4):
-            yield Record.FromString(parts)
-            parts = b""
-
-
-def read_run(file: Path) -> dict[str, Any]:
-    """What a .wandb file holds, in plain values, once the run's exit is on disk."""
-    patience = time.monotonic() + 10
-    while not any(r.WhichOneof("record_type") == "exit" for r in records(file)):  # written some ms after finish()
-        assert time.monotonic() < patience, f"{file} was never finished"
-        time.sleep(0.01)
-    run: dict[str, Any] = {"history": [], "summary": {}, "config": {}, "steps": {}, "exit": None}
-    for record in records(file):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run |= {"id": record.run.run_id, "name": record.run.display_name, "group": record.run.run_group}
-            run["host"] = record.run.host
-            run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "history":
-            run["history"].append(_items(record.history.item))
-        elif kind == "summary":
-            run["summary"] |= _items(record.summary.update)
-        elif kind == "metric":
-            run["steps"][record.metric.name or record.metric.glob_name] = record.metric.step_metric
-        elif kind == "exit":
-            run["exit"] = record.exit.exit_code
-    return run
-
-
-def _items(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def the_run(folder: Path, run_id: str = "cell-1") -> dict[str, Any]:
@@ -101,7 +45,7 @@ def fresh_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 
 def cell(folder: Path, settings: Wandb = OFFLINE, run_id: str = "cell-1", **config: Any) -> board.CellRun:
-    return board.open_cell(settings, run_id=run_id, name="a cell", group="pocket", config=config, folder=folder)
+    return board.open_cell(settings, board.Told(run_id, "a cell", "pocket", config), folder)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -120,7 +64,7 @@ if "{mode}" != "disabled":
     import wandb  # the one start that is paid in the caller's thread
 start = time.monotonic()
 for i in range({cells}):
-    run = board.open_cell(Wandb("{mode}"), run_id=f"c{{i}}", name="n", group="g", config={{"i": i}}, folder=Path("."))
+    run = board.open_cell(Wandb("{mode}"), board.Told(f"c{{i}}", "n", "g", {{"i": i}}), Path("."))
     run.log(1, {{"loss": 1.0}})
     run.finish({{"s": 1}})
 print("said on the console:", time.monotonic() - start)
@@ -153,9 +97,10 @@ def test_offline_cell_holds_config_losses_and_scores(tmp_path: Path) -> None:
 
 def test_failed_cell_is_marked_so(tmp_path: Path) -> None:
     run = cell(tmp_path)
-    run.finish({}, ok=False)
+    run.finish({}, "diverged")
     assert board.settle()
-    assert the_run(tmp_path)["exit"] == 1
+    read = the_run(tmp_path)
+    assert (read["exit"], read["tags"]) == (1, ["diverged"])
 
 
 def curve_points() -> pd.DataFrame:
@@ -208,39 +153,6 @@ def test_auto_without_credentials_is_offline_and_silent(tmp_path: Path, caplog: 
     assert board.settle()
     assert the_run(tmp_path)["exit"] == 0
     assert not said(caplog)
-
-
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """Answers, and accepts no key."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(401)
-        self.end_headers()
-        self.wfile.write(b'{"errors": [{"message": "user is not logged in"}]}')
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def loopback(kind: str) -> Iterator[str]:
-    """The address of a server that is closed, mute (accepts and never answers) or refusing (knows no key)."""
-    if kind == "refusing":
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-            server.shutdown()
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            if kind == "closed":
-                listener.close()
-            yield address
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("closed", "auto"), ("mute", "online"), ("refusing", "online")])

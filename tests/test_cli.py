@@ -10,8 +10,8 @@ import pytest
 
 from harness import __main__ as cli
 from harness import board, store
-from tests.test_board import read_run
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
+from tests.wandb_files import read_run
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ def test_a_sweep_from_plan_to_report_and_an_eval_added_later(harness, config_dir
 
     status, out, _ = harness("status", "runs/mine")
     assert (status, out.startswith("3 cells done; ")) == (0, True)
+    assert harness("status", "runs/mine", "--watch") == (0, "runs/mine: 3/3 cells done, 0 running, 0 left\n", "")
     status, out, _ = harness("report", "runs/mine")
     assert (status, "runs/mine/report.html" in out) == (0, True)
 
@@ -147,7 +148,7 @@ def test_run_is_a_hydra_application(config_dir, tmp_path):  # noqa: F811
     assert words == ["base=tiny", "base=tiny2"]
     words = harness("-sc", "query=bash", COMP_LINE="harness sweep mine method.lora.ra", COMP_POINT="33").split()
     assert words == ["method.lora.rank="]
-    assert harness("-sc", "query=bash", COMP_LINE="harness s").split() == ["show", "status", "sweep"]
+    assert harness("-sc", "query=bash", COMP_LINE="harness s").split() == ["show", "status", "sweep", "sync"]
     assert harness("-sc", "query=bash", COMP_LINE="harness plan m").split() == ["mine"]
     assert "hydra_bash_completion" in harness("-sc", "install=bash")
 

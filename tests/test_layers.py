@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
-    {"harness.errors", "harness.clock", "harness.files", "harness.preempt"},
+    {"harness.errors", "harness.clock", "harness.files", "harness.preempt", "harness.pace"},
     {"harness.secrets"},
     {"harness.lease", "harness.schedule", "harness.shapes", "harness.attention", "harness.ranks"},
     {"harness.artifact"},
@@ -17,14 +17,15 @@ ROWS = [
     {"harness.hub", "harness.consent"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"},
-    {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
-    {"harness.tuning"},
+    {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
+    | {"harness.mirror"},
+    {"harness.tuning", "harness.telling", "harness.replay", "harness.standing"},
     {"harness.methods"},
-    {"harness.prompts", "harness.compose", "harness.weights"},
+    {"harness.prompts", "harness.compose", "harness.weights", "harness.watch"},
     {"harness.lm", "harness.vllm"},
     {"harness.evaluate"},
     {"harness.run", "harness.sweep"},
-    {"harness.plan", "harness.show", "harness.history"},
+    {"harness.plan", "harness.show", "harness.history", "harness.export"},
     {"harness.cost"},
     {"harness.engines"},
     {"harness.app"},
@@ -34,7 +35,7 @@ ROWS = [
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
-    "wandb": {"harness.board"},
+    "wandb": {"harness.board", "harness.replay"},
     "peft": {"harness.tuning", "harness.lowrank"},
     "matplotlib": {"analysis"},
     "reasoning_gym": {"harness.data"},

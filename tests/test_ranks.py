@@ -20,8 +20,8 @@ from harness.run import run
 from harness.store import ADAPTER
 from harness.sweep import sweep_cells
 from harness.train import _own_passes
-from tests.test_board import read_run
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
+from tests.wandb_files import read_run
 
 # Sums in another order: float32 rounding, which Adam's division by the gradient's own size lets grow a little.
 LOSS, WEIGHT = 1e-5, 1e-4

@@ -62,12 +62,16 @@ def draw(folder: Path, mirror: "Cell | None" = None) -> None:
     from analysis.curves import points, telling
     from analysis.report import write_report
     from harness import board
+    from harness.standing import SWEEP
     from harness.store import provenance, read_json
 
-    about = folder / "sweep.json"
+    about = folder / SWEEP
     frame = load_frame(folder)
     facts = read_json(about) if about.exists() else {"command": typed("report", [str(folder)]), "hypothesis": ""}
-    page = write_report(frame, folder, sweep=folder.name, provenance=provenance(), **facts)
+    page = write_report(
+        frame, folder, sweep=folder.name, provenance=provenance(),
+        command=facts["command"], hypothesis=facts["hypothesis"],
+    )  # fmt: skip
     figure = folder / "curves.png"
     if mirror and figure.exists():
         table = telling(points(frame))

@@ -8,6 +8,7 @@ from harness import ranks, retention
 from harness.commands.common import draw, print_cells, print_failed, sweep_arguments, typed
 from harness.commands.plan import totals
 from harness.engines.local import not_done, run_cells
+from harness.standing import SWEEP, plan_of
 from harness.store import write_json
 
 
@@ -21,10 +22,10 @@ def main(arguments: list[str]) -> int:
     if ranks.first():
         print("\n".join(totals(planned, parsed)), flush=True)
     run, name = cells[0].run, cells[0].sweep
-    outcomes = run_cells(waiting, run.workers, run.threads)
     folder = Path(run.root, name)
     about = {"command": typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
-    ranks.agree(lambda: write_json(folder / "sweep.json", about))
+    ranks.agree(lambda: write_json(folder / SWEEP, {**about, "cells": plan_of(cells, folder)}))
+    outcomes = run_cells(waiting, run.workers, run.threads)
     ranks.agree(lambda: [retention.prune(cell) for cell in cells])
     draw(folder, mirror=cells[0] if outcomes else None)
     left = [p for p in planned if p.state in plans.FAILED and p.cell not in waiting]

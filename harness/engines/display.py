@@ -8,7 +8,10 @@ from tqdm import tqdm
 
 from harness import ranks
 from harness.cell import Cell
-from harness.engines.worker import Outcome, Step
+from harness.engines.worker import Outcome, Phase, Step
+from harness.pace import Pace, clock, in_words
+
+SAY = 60.0  # seconds after which a cell that is still at work gets a plain line
 
 
 class Display:
@@ -19,7 +22,8 @@ class Display:
         self.live = ranks.first() and sys.stderr.isatty()
         self.began = time.monotonic()
         self.since: dict[int, float] = {}  # worker -> when its cell began
-        self.first: dict[int, tuple[float, Step]] = {}  # worker -> the first step told of, and when
+        self.pace: dict[int, Pace] = {}  # of the worker's cell
+        self.said: dict[int, float] = {}  # worker -> when a plain line was last printed of it
         off = not self.live
         self.whole = tqdm(total=cells, unit="cell", desc="cells", dynamic_ncols=True, disable=off)
         self.lines = [tqdm(bar_format="  {desc}", position=n + 1, leave=False, disable=off) for n in range(workers)]
@@ -32,19 +36,22 @@ class Display:
             line.close()
 
     def begin(self, worker: int, cell: Cell) -> None:
-        self.since[worker] = time.monotonic()
-        self.first.pop(worker, None)
-        self.lines[worker].set_description_str(label(cell))
+        self.since[worker] = self.said[worker] = time.monotonic()
+        self.pace[worker] = Pace()
+        self._show(worker, cell, "")
 
     def step(self, worker: int, cell: Cell, step: Step) -> None:
-        text = f"{label(cell)}  step {step.number + 1}/{step.steps}  loss {step.values['loss']:.3f}"
-        when, first = self.first.setdefault(worker, (time.monotonic(), step))
-        if step.number > first.number:
-            seconds = time.monotonic() - when
-            rate = (step.values["tokens"] - first.values["tokens"]) / seconds
-            left = seconds / (step.number - first.number) * (step.steps - 1 - step.number)
-            text += f"  {rate:,.0f} tokens/s  {_clock(left)} of training left"
-        self.lines[worker].set_description_str(text)
+        self._show(worker, cell, in_words(self.pace[worker].step(step.number, step.steps, step.values)))
+
+    def phase(self, worker: int, cell: Cell, phase: Phase) -> None:
+        self._show(worker, cell, phase.name)
+
+    def _show(self, worker: int, cell: Cell, text: str) -> None:
+        line = f"{label(cell)}  {text}".rstrip()
+        self.lines[worker].set_description_str(line)
+        if not self.live and ranks.first() and time.monotonic() - self.said[worker] >= SAY:
+            self.said[worker] = time.monotonic()
+            print(f"at work: {line}", file=sys.stderr, flush=True)
 
     def end(self, worker: int, outcome: Outcome) -> None:
         self.lines[worker].set_description_str("")
@@ -59,15 +66,9 @@ class Display:
         if self.live or not ranks.first():
             return
         left = (time.monotonic() - self.began) / self.done * (self.cells - self.done)
-        line = (
-            f"{self.done}/{self.cells} {outcome.state} {label(outcome.cell)} in {_clock(seconds)}, {_clock(left)} left"
-        )
+        line = f"{self.done}/{self.cells} {outcome.state} {label(outcome.cell)} in {clock(seconds)}, {clock(left)} left"
         print(text or line, file=sys.stderr, flush=True)
 
 
 def label(cell: Cell) -> str:
     return f"{cell.base.name} {cell.data.name} {cell.method.name} n={cell.size} s={cell.seed}"
-
-
-def _clock(seconds: float) -> str:
-    return tqdm.format_interval(seconds)

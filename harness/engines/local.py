@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import wait
 
 from harness import preempt, ranks
 from harness.cell import Cell, fingerprint
 from harness.engines.display import Display
-from harness.engines.worker import Outcome, Step, attempt, lost, prepare, serve
+from harness.engines.worker import Outcome, Phase, Step, attempt, lost, prepare, serve
 from harness.errors import HarnessError
 from harness.lease import BEAT
 from harness.preempt import PreemptedError
@@ -63,7 +64,7 @@ class _Worker:
         self.cell, self.base = cell, _base(cell)
         self.connection.send(cell)
 
-    def hear(self) -> Outcome | Step | None:
+    def hear(self) -> Outcome | Step | Phase | None:
         """What the process has to say, if anything; of one that is gone, its cell's end."""
         try:
             if self.connection.poll():
@@ -142,6 +143,8 @@ class _Crew:
             told = worker.hear()
             if isinstance(told, Step) and worker.cell:
                 self.shown.step(worker.index, worker.cell, told)
+            elif isinstance(told, Phase) and worker.cell:
+                self.shown.phase(worker.index, worker.cell, told)
             elif isinstance(told, Outcome):
                 self.shown.end(worker.index, told)
                 cell, worker.cell = worker.cell, None
@@ -188,7 +191,7 @@ def _together(cells: list[Cell], threads: int | None, shown: Display) -> Iterato
     prepare(threads)
     for cell in cells:
         shown.begin(0, cell)
-        outcome = attempt(cell, lambda *given, cell=cell: shown.step(0, cell, Step(*given)))
+        outcome = attempt(cell, partial(_show_step, shown, cell), partial(_show_phase, shown, cell))
         if outcome.state == "preempted":
             raise PreemptedError(outcome.error)
         if outcome.error:
@@ -198,6 +201,14 @@ def _together(cells: list[Cell], threads: int | None, shown: Display) -> Iterato
             sys.exit(1)
         shown.end(0, outcome)
         yield outcome
+
+
+def _show_step(shown: Display, cell: Cell, number: int, steps: int, values: dict[str, float]) -> None:
+    shown.step(0, cell, Step(number, steps, values))
+
+
+def _show_phase(shown: Display, cell: Cell, name: str) -> None:
+    shown.phase(0, cell, Phase(name))
 
 
 def not_done(outcomes: Iterable[Outcome]) -> list[Outcome]:

@@ -1,5 +1,6 @@
 """One cell at a time, in a process of its own that keeps its base resident; what goes wrong stays with the cell."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Literal
 
 from harness import preempt, store
-from harness.cell import Cell, OnStep
+from harness.cell import Cell, OnPhase, OnStep
 from harness.errors import DivergedError
 from harness.lease import BusyError, LostError
 from harness.run import run
@@ -37,6 +38,13 @@ class Step:
     values: dict[str, float]
 
 
+@dataclass
+class Phase:
+    """What the cell at work goes over to."""
+
+    name: str
+
+
 def serve(connection: Connection, index: int, threads: int | None) -> None:
     """The worker process: a cell comes in, steps and its outcome go out, until nothing more comes."""
     preempt.listen()
@@ -44,7 +52,7 @@ def serve(connection: Connection, index: int, threads: int | None) -> None:
     prepare(threads, index)
     try:
         while not preempt.asked() and (cell := connection.recv()) is not None:
-            connection.send(attempt(cell, _teller(connection)))
+            connection.send(attempt(cell, _teller(connection), lambda name: _say(connection, Phase(name))))
     except (preempt.PreemptedError, EOFError, BrokenPipeError):  # told to stop between two cells, or nobody is left
         return
 
@@ -73,16 +81,21 @@ def _teller(connection: Connection) -> OnStep:
     def tell(number: int, steps: int, values: dict[str, float]) -> None:
         nonlocal last
         if time.monotonic() - last >= TELL or number == steps - 1:
-            connection.send(Step(number, steps, values))
+            _say(connection, Step(number, steps, values))
             last = time.monotonic()
 
     return tell
 
 
-def attempt(cell: Cell, on_step: OnStep | None = None) -> Outcome:
+def _say(connection: Connection, what: Step | Phase) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to hear: no fault of the cell's, see `_end_with_parent`
+        connection.send(what)
+
+
+def attempt(cell: Cell, on_step: OnStep | None = None, on_phase: OnPhase | None = None) -> Outcome:
     """Try the cell. Whatever becomes of it is an outcome, and one that matters is kept in the cell's folder."""
     try:
-        run(cell, on_step)
+        run(cell, on_step, on_phase)
     except (BusyError, LostError) as error:  # whoever has it now tells what becomes of it
         return Outcome(cell, "elsewhere", str(error))
     except preempt.PreemptedError as error:
