@@ -128,9 +128,7 @@ class Attempt:
     folder: Path  # the cell's own; what must outlive the process (an adapter) goes in here
     checkpoints: Path  # for what only an unfinished training needs; another identity has another folder
     on_step: OnStep = lambda *_: None
-    on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: (
-        None
-    )  # hears the losses of steps done in tries before
+    on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: None  # hears the losses of steps done before
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
 
 
