@@ -116,9 +116,8 @@ def tell_scores(settings: Wandb, told: Told, folder: Path) -> None:
     line = _line(os.getpid())
 
     def tell() -> None:
-        online = line.mode(settings) == "online"
-        run = line.open(settings, folder, told, resume="allow" if online else None)
-        for row in [] if online else told.history:
+        run = line.open(settings, folder, told, resume="allow" if line.mode(settings) == "online" else None)
+        for row in [] if line.mode(settings) == "online" else told.history:  # it may have turned out to be offline
             write_row(run, row)
         close(run, told.summary, told.status)
 

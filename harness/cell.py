@@ -134,9 +134,7 @@ class Attempt:
     on_step: OnStep = lambda *_: None
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
     trunk: Callable[[int], Path] = lambda _: Path()  # of states after so many examples, shared among sizes
-    on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: (
-        None
-    )  # hears the losses of steps done in tries before
+    on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: None  # hears the losses of steps done before
 
 
 @dataclass

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import base as bases
-from harness import files, store
+from harness import files, retention, store
 from harness.cell import Attempt, Base, Cell
 from harness.data.chat import render
 from harness.errors import HarnessError
-from harness.store import ADAPTER
 
 TOLERANCE = 1e-3  # by how much of the largest logit the merged model may differ in float32 before it is refused
 PROBE = "What is the capital of France? Answer, then say in two sentences how you know, and name three more capitals."
@@ -54,10 +53,7 @@ def export(folder: Path, record: dict[str, Any], cell: Cell, target: Path) -> Ex
         where = cell.base.path or "made by the harness, see base.make"
         shots = ", with its examples in the prompt" if cell.method.uses_data else ""
         raise HarnessError(f"method {cell.method.name} trains nothing: its model is the base itself{shots} ({where})")
-    if not (folder / store.TRAINED).is_file() or not (folder / ADAPTER).is_file():
-        raise HarnessError(
-            f"{folder} keeps no adapter ({ADAPTER}) any more; train the cell again under another run.root to have it"
-        )
+    retention.check_kept(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise HarnessError(f"{target} is there already and not an empty folder; choose another name")
     base = _as_recorded(cell.base, record["identity"]["base"]["identity"])

@@ -4,6 +4,7 @@ A *run* there is one try at a cell: its id is the cell's fingerprint and the num
 goes on after a killed one leaves that one's half-written run alone. Every try tells of the steps done before it too.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def of(folder: Path) -> Told | None:
     done = (folder / store.RECORD).exists()
     if not done and not (folder / store.ATTEMPT).exists():
         return None
-    kept = store.read_json(folder / (store.RECORD if done else store.ATTEMPT))
+    kept = store.read_result(folder / store.RECORD) if done else store.read_json(folder / store.ATTEMPT)
     attempt = kept.get("attempt", 0)  # 0: recorded before tries were counted
     told = begun(folder, kept["cell"], kept["identity"], attempt)
     if done:
@@ -50,8 +51,10 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def summary(size: int, scores: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """``{"examples": size, "<task>/<metric>/<filter>": score, ...}`` of the scores by task."""
+    """``{"examples": size, "<task>/<metric>/<filter>": score, ...}`` of the scores by task that are finite numbers."""
     values: dict[str, Any] = {"examples": size}
     for task, rows in scores.items():
-        values |= {f"{task}/{row['metric']}/{row['filter']}": row["score"] for row in rows}
+        for row in rows:
+            if row["score"] is not None and math.isfinite(row["score"]):
+                values[f"{task}/{row['metric']}/{row['filter']}"] = row["score"]
     return values

@@ -10,6 +10,8 @@ summary is sent; one that is not whole (the upload broke off) is replaced under 
 with or without receipts.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 
 from harness import board, store
 from harness.board import Told
-from harness.cell import Wandb, fingerprint
+from harness.cell import Wandb
 from harness.errors import HarnessError
 
 RECEIPT = Path("wandb", "synced.json")
@@ -82,7 +84,8 @@ class Replay:
         return kept.exists() and store.read_json(kept) == self._receipt(told)
 
     def _receipt(self, told: Told) -> dict[str, Any]:
-        return {"run": told.run_id, "sha256": fingerprint(asdict(told)), **asdict(self.settings)}
+        content = json.dumps(asdict(told), sort_keys=True)
+        return {"run": told.run_id, "sha256": hashlib.sha256(content.encode()).hexdigest(), **asdict(self.settings)}
 
     def held(self, group: str) -> dict[str, Held]:
         """What W&B has of the runs of a sweep, by their ids; nothing where runs go into files."""

@@ -212,7 +212,7 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
         if ranks.agree((attempt.folder / TRAINED).exists):
             record, weights = ranks.agree(lambda: _saved(attempt.folder, MODEL))
             for name, (parameter, data) in before.items():
-                parameter.data = weights[name].to(data.device)
+                parameter.data = weights[name].to(data.device, data.dtype)
         else:
             for parameter, data in before.values():
                 parameter.data = data.to(torch.float32, copy=True)

@@ -16,8 +16,10 @@ from harness import __main__ as cli
 from harness import base as bases
 from harness import store
 from harness.cell import Attempt, Base, Cell
+from harness.methods.sft import Sft
 from harness.run import run
-from harness.store import ADAPTER, Lora, Sft
+from harness.store import ADAPTER
+from harness.tuning import Lora
 
 Make = Callable[..., Any]
 Harness = Callable[..., tuple[int, str, str]]
@@ -187,10 +189,11 @@ def test_what_cannot_be_exported_is_told_in_one_line(make_cell: Make, export: Ha
     (folder / ADAPTER).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     refused("does not match its checksum")
     (folder / ADAPTER).unlink()
-    refused("keeps no adapter")
+    refused("were not kept")
     (folder / ADAPTER).write_bytes(content)
 
-    record = store.read_json(folder / store.RECORD)
+    record = store.read_result(folder / store.RECORD)
     record["identity"]["base"]["identity"] = "sha256:another"
-    store.write_json(folder / store.RECORD, record)
+    (folder / store.RECORD).unlink()
+    store.write_result(folder / store.RECORD, record)
     refused("is not the one that was trained on: sha256:another -> sha256:")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from harness import __main__ as cli
-from harness import board, evaluate, store
+from harness import board, evaluate, mirror, store
+from harness import lease as leases
 from harness.cell import Cell, Wandb
 from harness.commands.common import draw
 from harness.engines.worker import attempt
@@ -184,6 +185,19 @@ def test_a_failed_try_and_the_one_after_it_are_two_runs(cell: Cell, sync: Harnes
     failed, done = map(read_run, files(cell.folder()))
     assert (failed["id"], failed["exit"]) == (done["id"].removesuffix("-2") + "-1", 1)
     assert (len(done["history"]), done["exit"]) == (8, 0)  # trained in the first try, told of in the second one's run
+
+
+def test_a_cell_at_work_is_left_to_who_is_at_it(cell: Cell, sync: Harness) -> None:
+    held = leases.take(run(cell))
+    assert held
+    assert "nothing has been done yet" in sync(cell.run.root, "--mode=offline")[1]
+    held.release()
+    assert "1 runs sent" in sync(cell.run.root, "--mode=offline")[1]
+
+
+def test_scores_that_are_no_finite_numbers_are_left_out() -> None:
+    rows = [{"metric": m, "filter": "f", "score": s} for m, s in [("a", 0.5), ("b", float("nan")), ("c", None)]]
+    assert mirror.summary(3, {"t": rows}) == {"examples": 3, "t/a/f": 0.5}
 
 
 def test_nothing_of_command_or_machine_is_sent(cell: Cell, sync: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

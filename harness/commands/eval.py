@@ -11,7 +11,7 @@ from harness.engines.local import not_done, run_cells
 from harness.errors import HarnessError
 from harness.plan import check, plan, to_run
 from harness.retention import was_kept
-from harness.store import RECORD, read_json, records
+from harness.store import RECORD, read_result, records
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     cells = []
     for place in records(parsed.runs):
         if (place / RECORD).exists():
-            cell = from_dict(read_json(place / RECORD)["cell"])
+            cell = from_dict(read_result(place / RECORD)["cell"])
             # Where the records lie now, also if the root was renamed.
             cell.run = dataclasses.replace(asked.run, root=str(place.parents[4]))
             cell.evals, cell.wandb = asked.evals, asked.wandb

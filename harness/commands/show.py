@@ -6,7 +6,7 @@ from harness.commands.common import new_parser
 from harness.compose import compose_cell, from_dict, users_folder
 from harness.errors import HarnessError
 from harness.show import show_cell
-from harness.store import RECORD, read_json
+from harness.store import RECORD, read_result
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parsed = parser.parse_intermixed_args(arguments)
     record = Path(parsed.cell[0], RECORD)
     if record.is_file():
-        cell = from_dict(read_json(record)["cell"])
+        cell = from_dict(read_result(record)["cell"])
     elif len(parsed.cell) == 1 and "=" not in Path(parsed.cell[0]).name:
         raise HarnessError(
             f"{parsed.cell[0]} holds no {RECORD}; give a finished cell's folder, or overrides such as size=2"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import board, mirror, store
+from harness import board, lease, mirror, store
 from harness.board import Told
 from harness.cell import Wandb
 from harness.commands.common import new_parser
@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> int:
 
 def _sync(sweep: Path, folders: list[Path], parsed: argparse.Namespace) -> None:
     """Send what W&B lacks of one sweep, and say so."""
-    matter = [f for f in folders if (f / store.RECORD).exists() or store.last_status(f) in store.FAILED]
+    at_rest = [f for f in folders if not lease.holder(f)]  # whoever is at the others is telling of them
+    matter = [f for f in at_rest if (f / store.RECORD).exists() or store.last_status(f) in store.FAILED]
     found = {folder: told for folder in matter if (told := mirror.of(folder))}
     if not found:
         print(f"{sweep}: nothing has been done yet that W&B could be told of")
