@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from harness import ranks
-from harness.commands.common import draw, new_parser, print_failed
+from harness.commands.common import draw, new_parser, one_engine, print_failed
 from harness.compose import composed, from_dict, hydra_ready, to_cell, users_folder
-from harness.engines.local import not_done, run_cells
+from harness.engines.local import not_done
 from harness.errors import HarnessError
 from harness.plan import check, plan, to_run
 from harness.store import RECORD, read_json, records
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
     folder = users_folder(parsed.config_dir)
     with hydra_ready(folder):
         asked = to_cell(composed([*parsed.overrides, "method=base"], folder))
+    engine = one_engine([asked])
     cells = []
     for place in records(parsed.runs):
         if (place / RECORD).exists():
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         raise HarnessError(f"{parsed.runs} holds no finished cells; run a sweep first")
     waiting = to_run(ranks.agree(lambda: plan(cells)), retry_failed=True)
     check(waiting)
-    failed = not_done(run_cells(waiting, asked.run.workers, asked.run.threads))
+    failed = not_done(engine.run_cells(waiting))
     scored, before = len(waiting) - len(failed), len(cells) - len(waiting)
     print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
     draw(parsed.runs, mirror=cells[0] if waiting else None)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from harness import plan as plans
 from harness import ranks
-from harness.commands.common import draw, print_cells, print_failed, sweep_arguments, typed
+from harness.commands.common import draw, one_engine, print_cells, print_failed, sweep_arguments, typed
 from harness.commands.plan import summary
-from harness.engines.local import not_done, run_cells
+from harness.engines.local import not_done
 from harness.store import write_json
 
 
@@ -15,12 +15,13 @@ def main(arguments: list[str]) -> int:
     parsed, cells, hypothesis = sweep_arguments("sweep", arguments)
     if parsed.cfg:
         return print_cells(cells)
+    engine = one_engine(cells)
     planned = ranks.agree(lambda: plans.plan(cells))
     waiting = plans.to_run(planned, retry_failed=parsed.retry_failed)
     print(summary(planned))
     plans.check(waiting)
     run, name = cells[0].run, cells[0].sweep
-    outcomes = run_cells(waiting, run.workers, run.threads)
+    outcomes = engine.run_cells(waiting)
     folder = Path(run.root, name)
     about = {"command": typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
     ranks.agree(lambda: write_json(folder / "sweep.json", about))
