@@ -15,6 +15,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ class Job:
 
     def __call__(self, number: int) -> None:
         theirs = {heard: signal.getsignal(heard) for heard in preempt.SIGNALS}
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # and so, for good, by the helper of Python's that starts now
+        resource_tracker.ensure_running()
         preempt.listen()
         with preempt.ends_by_itself():
             again = self._work(number)
@@ -118,6 +121,7 @@ class Job:
                 elif again:
                     return True
                 share.tell(number, outcome)
+                print(outcome.state, outcome.cell.folder(), outcome.error, flush=True)  # into the job's log
         finally:
             process.end()
         return preempt.asked() and _is_wanted()
@@ -125,7 +129,9 @@ class Job:
 
 def _is_wanted() -> bool:
     """Whether the job still runs, as far as Slurm is concerned: told to stop by `scancel`, it does not."""
-    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
+    from submitit import JobEnvironment
+
+    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={JobEnvironment().job_id}"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode:
         log.warning("squeue does not answer (%s); the job is not queued again", done.stderr.strip())
