@@ -105,15 +105,15 @@ def contents(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in store.records(root):
         record = store.read_json(folder / store.RECORD)
-        (scores,) = folder.glob("evals/*/*.json")
+        scores = sorted(folder.glob("evals/*/*.json"))
         adapter = folder / "adapter_model.safetensors"
         training = {k: v for k, v in record["training"].items() if k not in ("seconds", "resumed")}
         found[str(folder.relative_to(root))] = (
             record["fingerprint"],
             record["manifest"],
             training,
-            store.read_json(scores)["scores"],
-            scores.with_suffix(".jsonl").read_text(),
+            [store.read_json(path)["scores"] for path in scores],
+            [path.with_suffix(".jsonl").read_text() for path in scores],
             sha256_file(adapter) if adapter.exists() else None,
             sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.name.startswith(".lease-")),
         )

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 Soaked = tuple[Path, Callable[..., Path]]
 PATIENCE = 300  # seconds for one sweep
-LONG = ["arms.sft.size=4,8", "method.min_steps=2000"]
+LONG = ["arms.sft.size=4,8", "method.min_steps=600", "run.checkpoint_seconds=1"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_sweep_that_is_told_to_stop_keeps_checkpoints_and_goes_on(cluster: Ray
 def test_a_cell_that_fails_or_is_killed_stays_alone(cluster: Ray) -> None:
     """The worker's death is its cell's failure, and no node's: it is not tried again."""
     axis = "arms.sft.method.lora.target_modules=[all-linear],[nosuch]"
-    sweep = cluster.start(axis, "size=8", "method.min_steps=2000")
+    sweep = cluster.start(axis, "size=8", *LONG[1:])
     (cell,) = wait_until(cluster.trained, "a checkpoint")
     (lease,) = cell.glob(".lease-*")
     time.sleep(1)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 Soaked = tuple[Path, Callable[..., Path]]
 SLURM = ["engine=slurm", "engine.cpus=1", "engine.jobs=2"]
 PATIENCE = 300  # seconds for one sweep
-LONG = ["size=8", "method.min_steps=2000"]
+LONG = ["size=8", "method.min_steps=600", "run.checkpoint_seconds=1"]
 
 
 class Slurm:

@@ -27,6 +27,7 @@ from harness.engines.worker import Outcome, Step, base_of, failed
 from harness.errors import HarnessError
 
 log = logging.getLogger(__name__)
+PATIENCE = 60.0  # seconds until a place that waits for room on the cluster says so
 FAREWELL = 15.0  # seconds for the last words of idle workers, W&B's among them
 
 
@@ -134,6 +135,7 @@ class _Place:
         self.base = ""
         self.actor = self.remote.remote(*self.arguments)
         self.greeting: Any = self.actor.greet.remote()
+        self.say_at = time.monotonic() + PATIENCE
 
     def ready(self) -> bool:
         import ray
@@ -141,6 +143,9 @@ class _Place:
         if self.greeting is None:
             return True
         if not ray.wait([self.greeting], timeout=0)[0]:
+            if time.monotonic() > self.say_at:
+                log.warning("place %d waits for room on the Ray cluster", self.index)
+                self.say_at = float("inf")
             return False
         try:
             trouble = ray.get(self.greeting)

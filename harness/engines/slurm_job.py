@@ -36,7 +36,8 @@ class Share:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cells: list[Cell] = pickle.loads((folder / "cells.pickle").read_bytes())
-        self._outcomes: dict[int, Outcome] = {}
+        self._claims: dict[int, int] = {}
+        self._outcomes: dict[int, Outcome] = {}  # neither changes once it is there, and each is read once
 
     @classmethod
     def of(cls, folder: Path, cells: list[Cell]) -> "Share":
@@ -48,7 +49,10 @@ class Share:
 
     def claims(self) -> dict[int, int]:
         """The number of the job that took a cell, by the cell's."""
-        return {int(p.name): int(p.read_text()) for p in (self.folder / "claims").glob("[0-9]*")}
+        for path in (self.folder / "claims").glob("[0-9]*"):
+            if (number := int(path.name)) not in self._claims:
+                self._claims[number] = int(path.read_text())
+        return self._claims
 
     def outcomes(self) -> dict[int, Outcome]:
         for path in (self.folder / "outcomes").glob("[0-9]*.json"):
