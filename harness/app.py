@@ -30,6 +30,8 @@ def hydra_app(config: DictConfig) -> float | None:
 
     try:
         cell = to_cell(config)
+        if cell.engine.name != "local":
+            raise HarnessError(f"harness run runs one cell, here; engine={cell.engine.name} is for sweep and eval")
         prepare(cell.run.threads)
         check(to_run(plan([cell]), retry_failed=True))
         outcome = attempt(cell)

@@ -190,6 +190,23 @@ class Method:
 
 
 @dataclass
+class Engine:
+    """Where the cells of a sweep are run. Each subclass in `harness/engines/` is an `engine=<name>`.
+
+    Its fields are settings; none is part of a cell's identity, its folder or its record.
+    """
+
+    name: ClassVar[str]
+
+    def run_cells(self, cells: "list[Cell]") -> list[Any]:
+        """Run all cells, whatever becomes of each; returns a `harness.engines.worker.Outcome` for each.
+
+        Raises PreemptedError where this process was told to stop.
+        """
+        raise NotImplementedError  # not abstract: the schema of a cell needs an Engine to start from
+
+
+@dataclass
 class Cell:
     sweep: str = "single"
     base: Base = field(default_factory=Base)
@@ -201,6 +218,7 @@ class Cell:
     evals: dict[str, Task] = field(default_factory=dict)
     run: Run = field(default_factory=Run)
     wandb: Wandb = field(default_factory=Wandb)
+    engine: Engine = field(default_factory=Engine)
 
     def variant(self) -> str:
         """The method's fields that differ from their defaults, e.g. ``lora.rank=8,lr=0.01``; empty if none does."""

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from harness.cell import Cell, canonical
+from harness.engines import engines
 from harness.errors import HarnessError
 from harness.methods import methods
 from harness.secrets import refuse
@@ -37,11 +38,13 @@ def users_folder(argument: str | None) -> Path | None:
 
 
 def register() -> None:
-    """Give Hydra the schema: `cell_schema`, and each method under its name."""
+    """Give Hydra the schema: `cell_schema`, and each method and engine under its name."""
     store = ConfigStore.instance()
     store.store(name="cell_schema", node=Cell)
     for name, method in methods().items():
         store.store(group="method", name=name, node=method)
+    for name, engine in engines().items():
+        store.store(group="engine", name=name, node=engine)
 
 
 @contextmanager

@@ -35,6 +35,17 @@ def identity_of(cell: Cell, examples: Subset) -> dict[str, Any]:
     return cell.identity(bases.identity(cell.base), subset_identity(examples))
 
 
+def wanted_of(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The identity of each of its evaluations, by name."""
+    return {name: evaluate.identity(name, task) for name, task in cell.evals.items()}
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether nothing of the cell is left to do. Raises HarnessError where its folder holds another experiment."""
+    store.check_drift(cell.folder(), identity_of(cell, subset_of(cell)))
+    return store.is_done(cell, wanted_of(cell))
+
+
 def run(cell: Cell, on_step: OnStep | None = None, on_phase: OnPhase | None = None) -> Path:
     """Do what is not done yet of: adapt the base, score every task, write the record. Returns the cell's folder.
 
@@ -57,7 +68,7 @@ def _run(cell: Cell, on_step: OnStep | None, on_phase: OnPhase | None) -> Path:
     with part("examples"):
         examples = subset_of(cell)
         identity = identity_of(cell, examples)
-    wanted = {name: evaluate.identity(name, task) for name, task in cell.evals.items()}
+    wanted = wanted_of(cell)
 
     def done() -> bool:
         store.check_drift(folder, identity)
@@ -192,8 +203,9 @@ def _record(
 
 
 def as_dict(cell: Cell) -> dict[str, Any]:
-    """The cell as plain data, the method's name among its fields."""
-    return {**dataclasses.asdict(cell), "method": {"name": cell.method.name, **dataclasses.asdict(cell.method)}}
+    """The cell as plain data, the method's name among its fields; without the engine, which is no part of it."""
+    fields = {k: v for k, v in dataclasses.asdict(cell).items() if k != "engine"}
+    return {**fields, "method": {"name": cell.method.name, **dataclasses.asdict(cell.method)}}
 
 
 def _device() -> str:

@@ -31,6 +31,7 @@ from harness import hub, preempt  # noqa: E402
 from harness.cell import Attempt, Base, Cell, Data, Form, OnStep, Run, Source, Task, Turn, Wandb  # noqa: E402
 
 torch.set_num_threads(1)
+pytest_plugins = ["tests.clusters"]
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

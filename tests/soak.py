@@ -59,10 +59,12 @@ def write_sweep(folder: Path, sizes: str, seeds: int) -> Path:
     return folder / "conf"
 
 
-def start(config: Path, root: Path, workers: int, *flags: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "harness", "sweep", "soak", f"run.root={root}", f"run.workers={workers}", *flags]
-    log = (root.parent / f"{root.name}.log").open("ab")
-    return subprocess.Popen([*command, "--config-dir", str(config)], stdout=log, stderr=log)
+def start(config: Path, root: Path, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "harness", "sweep", "soak", f"run.root={root}", *flags]
+    with (root.parent / f"{root.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--config-dir", str(config)], stdout=log, stderr=log, env=environment, cwd=root.parent
+        )
 
 
 def disturb(begin: Callable[[], subprocess.Popen[bytes]], root: Path, chance: random.Random, kills: int) -> None:
@@ -103,38 +105,44 @@ def contents(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in store.records(root):
         record = store.read_json(folder / store.RECORD)
-        (scores,) = folder.glob("evals/*/*.json")
+        scores = sorted(folder.glob("evals/*/*.json"))
         adapter = folder / "adapter_model.safetensors"
         training = {k: v for k, v in record["training"].items() if k not in ("seconds", "resumed")}
         found[str(folder.relative_to(root))] = (
             record["fingerprint"],
             record["manifest"],
             training,
-            store.read_json(scores)["scores"],
-            scores.with_suffix(".jsonl").read_text(),
+            [store.read_json(path)["scores"] for path in scores],
+            [path.with_suffix(".jsonl").read_text() for path in scores],
             sha256_file(adapter) if adapter.exists() else None,
             sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.name.startswith(".lease-")),
         )
     return found
 
 
+def same(calm: Path, other: Path) -> int:
+    """How many cells both sweeps have; raises AssertionError where they differ."""
+    wanted, got = contents(calm), contents(other)
+    assert wanted.keys() == got.keys()
+    for cell in wanted:
+        assert wanted[cell] == got[cell], cell
+    return len(wanted)
+
+
 def soak(folder: Path, *, sizes: str, seeds: int, workers: int, kills: int, seed: int) -> str:
     """Run both sweeps and compare; returns what happened, raises AssertionError where they differ."""
     config = write_sweep(folder, sizes, seeds)
     began = time.monotonic()
-    assert start(config, folder / "calm", 2).wait() == 0, (folder / "calm.log").read_text()
+    assert start(config, folder / "calm", "run.workers=2").wait() == 0, (folder / "calm.log").read_text()
     calm = time.monotonic() - began
-    begin = lambda: start(config, folder / "chaos", workers, "--retry-failed")  # noqa: E731
+    begin = lambda: start(config, folder / "chaos", f"run.workers={workers}", "--retry-failed")  # noqa: E731
     disturb(begin, folder / "chaos", random.Random(seed), kills)
-    wanted, got = contents(folder / "calm"), contents(folder / "chaos")
-    assert wanted.keys() == got.keys()
-    for cell in wanted:
-        assert wanted[cell] == got[cell], cell
+    cells = same(folder / "calm", folder / "chaos")
     resumed = [
         store.read_json(f / store.RECORD)["training"].get("resumed", []) for f in store.records(folder / "chaos")
     ]
     return (
-        f"{len(wanted)} cells, {calm:.0f} s undisturbed; {kills} kills in {time.monotonic() - began - calm:.0f} s; "
+        f"{cells} cells, {calm:.0f} s undisturbed; {kills} kills in {time.monotonic() - began - calm:.0f} s; "
         f"{sum(map(bool, resumed))} cells went on from a checkpoint, {sum(map(len, resumed))} times; all equal"
     )
 

@@ -44,6 +44,14 @@ class Faulty(Method):
                 with Path(cell.run.root, "tally").open("a") as tally:
                     tally.write(f"{cell.folder()}\n")
                 time.sleep(0.3)
+            case "linger":  # a step that takes long to end
+                with preempt.ends_by_itself():
+                    (attempt.folder / "begun").touch()
+                    while not preempt.asked():
+                        time.sleep(0.05)
+                    time.sleep(2)
+                    (attempt.folder / "begun").write_text("ended")
+                raise preempt.PreemptedError
             case "memory":  # the system's own answer to a process that asks for too much, as far as one may try it
                 import resource
 
@@ -124,11 +132,27 @@ def test_a_sweep_that_is_told_to_stop_keeps_checkpoints_and_goes_on(make_cell: C
 
 
 def stop_when_told(cell: Cell) -> None:
+    os.setpgid(0, 0)  # a group of their own, as a terminal gives to a command
     preempt.listen()
     try:
         run_cells([cell], workers=1, threads=1)
     except preempt.PreemptedError:
         sys.exit(75)
+
+
+def test_a_signal_to_all_processes_at_once_is_no_impatience(make_cell: Callable[..., Cell]) -> None:
+    """Ctrl-C and Slurm reach a worker directly, and its supervisor asks it once more: its step still ends."""
+    cell = make_cell(Faulty(fault="linger"))
+    sweep = SPAWN.Process(target=stop_when_told, args=(cell,))
+    sweep.start()
+    patience = time.monotonic() + 60
+    while not (begun := list(cell.folder().glob("begun"))):
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    os.killpg(sweep.pid, signal.SIGINT)
+    sweep.join(timeout=30)
+    assert sweep.exitcode == 75
+    assert begun[0].read_text() == "ended"
 
 
 def test_workers_end_with_the_sweep(make_cell: Callable[..., Cell]) -> None:
@@ -141,7 +165,7 @@ def test_workers_end_with_the_sweep(make_cell: Callable[..., Cell]) -> None:
     wait_for_checkpoint(cell)
     sweep.kill()
     patience = time.monotonic() + 20
-    while leases.owner(cell.folder()):
+    while store.last_status(cell.folder()) != "preempted":
         assert time.monotonic() < patience
         time.sleep(0.1)
-    assert store.last_status(cell.folder()) == "preempted"
+    assert not leases.owner(cell.folder())

@@ -1,6 +1,7 @@
 """What several commands share: arguments, a sweep's cells, its records, report and figures, and how it ended."""
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from harness import ranks
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.cell import Cell
+    from harness.cell import Cell, Engine
     from harness.engines.worker import Outcome
 
 
@@ -51,8 +52,19 @@ def print_cells(cells: "list[Cell]") -> int:
     from harness.run import as_dict
 
     for cell in cells:
-        print(f"--- # {cell.folder()}\n{OmegaConf.to_yaml(OmegaConf.create(as_dict(cell)))}", end="")
+        shown = as_dict(cell) | {"engine": {"name": cell.engine.name, **dataclasses.asdict(cell.engine)}}
+        print(f"--- # {cell.folder()}\n{OmegaConf.to_yaml(OmegaConf.create(shown))}", end="")
     return 0
+
+
+def one_engine(cells: "list[Cell]") -> "Engine":
+    """The engine of all these cells; refuses what it could not do."""
+    engine = cells[0].engine
+    if any(cell.engine != engine for cell in cells):
+        raise HarnessError("the arms ask for different engines; one command has one: set engine=... for all of them")
+    if ranks.count() > 1 and engine.name != "local":
+        raise HarnessError(f"accelerate launch and engine={engine.name} both start processes; leave one of them out")
+    return engine
 
 
 def draw(folder: Path, mirror: "Cell | None" = None) -> None:

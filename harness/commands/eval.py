@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from harness import ranks
-from harness.commands.common import draw, new_parser, print_failed
+from harness.commands.common import draw, new_parser, one_engine, print_failed
 from harness.compose import composed, from_dict, hydra_ready, to_cell, users_folder
-from harness.engines.local import not_done, run_cells
+from harness.engines.local import not_done
 from harness.errors import HarnessError
 from harness.plan import check, plan, to_run
 from harness.retention import was_kept
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     folder = users_folder(parsed.config_dir)
     with hydra_ready(folder):
         asked = to_cell(composed([*parsed.overrides, "method=base"], folder))
+    engine = one_engine([asked])
     cells = []
     for place in records(parsed.runs):
         if (place / RECORD).exists():
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         print(f"{gone} cells left out: their adapters were not kept (run.keep)", file=sys.stderr)
     waiting = to_run(ranks.agree(lambda: plan(asked_of)), retry_failed=True)
     check(waiting)
-    failed = not_done(run_cells(waiting, asked.run.workers, asked.run.threads))
+    failed = not_done(engine.run_cells(waiting))
     scored, before = len(waiting) - len(failed), len(asked_of) - len(waiting)
     print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
     draw(parsed.runs, mirror=cells[0] if waiting else None)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from harness import plan as plans
 from harness import ranks, retention
-from harness.commands.common import draw, print_cells, print_failed, sweep_arguments, typed
+from harness.commands.common import draw, one_engine, print_cells, print_failed, sweep_arguments, typed
 from harness.commands.plan import totals
-from harness.engines.local import not_done, run_cells
+from harness.engines.local import not_done
 from harness.standing import SWEEP, plan_of
 from harness.store import write_json
 
@@ -16,6 +16,7 @@ def main(arguments: list[str]) -> int:
     parsed, cells, hypothesis = sweep_arguments("sweep", arguments)
     if parsed.cfg:
         return print_cells(cells)
+    engine = one_engine(cells)
     planned = ranks.agree(lambda: plans.plan(cells))
     waiting = plans.to_run(planned, retry_failed=parsed.retry_failed)
     plans.check(waiting)
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(run.root, name)
     about = {"command": typed("sweep", [parsed.name, *parsed.overrides]), "hypothesis": hypothesis}
     ranks.agree(lambda: write_json(folder / SWEEP, {**about, "cells": plan_of(cells, folder)}))
-    outcomes = run_cells(waiting, run.workers, run.threads)
+    outcomes = engine.run_cells(waiting)
     ranks.agree(lambda: [retention.prune(cell) for cell in cells])
     draw(folder, mirror=cells[0] if outcomes else None)
     left = [p for p in planned if p.state in plans.FAILED and p.cell not in waiting]

@@ -35,6 +35,12 @@ class Display:
         for line in (*self.lines, self.whole):
             line.close()
 
+    def say(self, text: str) -> None:
+        if self.live:
+            self.whole.write(text, file=sys.stderr)
+        elif ranks.first():
+            print(text, file=sys.stderr, flush=True)
+
     def begin(self, worker: int, cell: Cell) -> None:
         self.since[worker] = self.said[worker] = time.monotonic()
         self.pace[worker] = Pace()

@@ -1,7 +1,6 @@
 """One cell at a time, in a process of its own that keeps its base resident; what goes wrong stays with the cell."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Literal
 
 from harness import preempt, store
-from harness.cell import Cell, OnPhase, OnStep
+from harness.cell import Cell, OnPhase, OnStep, fingerprint
 from harness.errors import DivergedError
 from harness.lease import BusyError, LostError
 from harness.run import run
@@ -45,24 +44,31 @@ class Phase:
     name: str
 
 
-def serve(connection: Connection, index: int, threads: int | None) -> None:
+def base_of(cell: Cell) -> str:
+    """Names the base that a process has resident after this cell."""
+    return fingerprint([cell.base.name, cell.base.path, cell.base.make])
+
+
+def serve(connection: Connection, leash: Connection, index: int, threads: int | None) -> None:
     """The worker process: a cell comes in, steps and its outcome go out, until nothing more comes."""
     preempt.listen()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    prepare(threads, index)
+    threading.Thread(target=_end_when_let_go, args=(leash,), daemon=True).start()
     try:
+        prepare(threads, index)
         while not preempt.asked() and (cell := connection.recv()) is not None:
             connection.send(attempt(cell, _teller(connection), lambda name: _say(connection, Phase(name))))
     except (preempt.PreemptedError, EOFError, BrokenPipeError):  # told to stop between two cells, or nobody is left
         return
 
 
-def _end_with_parent() -> None:
-    """Nobody would hear of what this process does on: let it keep a checkpoint and end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+def _end_when_let_go(leash: Connection) -> None:
+    """The supervisor asks, or is gone and nobody would hear of what this process does on: keep a checkpoint and end.
+
+    Ctrl-C and Slurm signal all processes at once; then this one was asked already, and once more would be for good.
+    """
+    wait([leash])
+    if not preempt.asked():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def prepare(threads: int | None, index: int = 0) -> None:
@@ -127,5 +133,9 @@ def lost(cell: Cell, exit_code: int | None) -> Outcome:
         how += ", as the system does when memory runs out" if exit_code == -signal.SIGKILL else ""
     else:
         how = f"ended with exit status {exit_code}"
-    error = f"its process {how}"
+    return failed(cell, f"its process {how}")
+
+
+def failed(cell: Cell, error: str) -> Outcome:
+    """The outcome of a cell whose end only others saw."""
     return _kept(Outcome(cell, "failed", error), f"{error}\n")
