@@ -31,36 +31,38 @@ RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json",
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"  # what is trained: an adapter, or all weights
 WEIGHTS = (ADAPTER, MODEL)
 LOSSES = "losses.jsonl"
+SEAL = b',\n "sha256": "'  # between a result and its checksum
 FAILED = ("failed", "diverged")  # statuses of a cell that waits for somebody to look at it
 
 
-def write_json(path: Path, value: Any, *, once: bool = False) -> None:
-    """Write whole or not at all; with `once` raises FileExistsError where the file is there already."""
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    with whole(path, once=once) as scratch:
+    with whole(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_result(path: Path, value: dict[str, Any]) -> None:
-    """`write_json`, once, with the value's own sha256 in it, by which `read_result` knows it again."""
-    plain = json.loads(json.dumps(value))
-    write_json(path, {**plain, "sha256": _digest(plain)}, once=True)
+    """Write once, whole or not at all, and last in it the sha256 of all before, by which `read_result` knows it again.
+
+    Raises FileExistsError where the file is there already.
+    """
+    body = json.dumps(value, indent=1, ensure_ascii=False).removesuffix("\n}").encode()
+    with whole(path, once=True) as scratch:
+        scratch.write_bytes(body + SEAL + _end(body))
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `write_result` wrote. Raises HarnessError where its bytes have changed since."""
-    try:
-        value = read_json(path)
-        if value.pop("sha256") == _digest(value):
-            return dict(value)
-    except (ValueError, TypeError, KeyError, AttributeError):  # no longer JSON, or no longer a mapping with a checksum
-        pass
-    again = path.parent if path.name in (RECORD, TRAINED) else path
-    raise HarnessError(f"{path} does not match its checksum; delete {again} to have it made again")
+    """What `write_result` wrote. Raises HarnessError where a byte of it has changed since."""
+    body, _, end = path.read_bytes().rpartition(SEAL)
+    if end != _end(body):
+        again = path.parent if path.name in (RECORD, TRAINED) else path
+        raise HarnessError(f"{path} does not match its checksum; delete {again} to have it made again")
+    return dict(json.loads(body + b"\n}"))
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _end(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
 
 def write_failure(cell: Cell, status: str, trace: str) -> None:

@@ -168,7 +168,7 @@ def _check_change(change: float, record: dict[str, Any], folder: Path) -> None:
             f"the adapter in {folder} changes logits by {change:.3g}, but by {before:.3g} when it was trained; "
             "peft or transformers read it in another way than they wrote it"
         )
-    if not change:
+    if not change and ranks.first():
         log.warning("%s: the adapter changes no logit: nothing was learned, or too little to count", folder)
 
 

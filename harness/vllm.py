@@ -35,6 +35,7 @@ class VllmAsker(Speaks, VLLM):
             self,
             pretrained=place["pretrained_model_name_or_path"],
             revision=place.get("revision"),
+            trust_remote_code=place["trust_remote_code"],
             dtype=base.config.dtype,
             max_lora_rank=max_lora_rank,
             enable_lora=True,

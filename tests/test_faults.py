@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -289,3 +290,17 @@ def test_no_room_is_no_result(cell: Cell, undisturbed: dict[str, Any], room: int
     assert in_child(run_in_little_room, cell, room) == 7
     assert not (cell.folder() / store.RECORD).exists()
     assert outcome(run(cell)) == undisturbed
+
+
+def test_the_list_of_faults_names_tests_that_exist() -> None:
+    here = Path(__file__).parent
+    rows = [
+        line.split("|")[1:-1] for line in (here / "FAULTS.md").read_text().splitlines() if re.match(r"\| \d+ ", line)
+    ]
+    assert [int(row[0]) for row in rows] == list(range(1, 31))
+    for row in rows:
+        assert "test_" in row[3]
+        for file, named in re.findall(r"(test_\w+\.py)((?:,? `\w+`)*)", row[3]):
+            names = re.findall(r"^def (test_\w+)", (here / file).read_text(), re.MULTILINE)
+            for part in re.findall(r"`(\w+)`", named):
+                assert any(part in name for name in names), f"{file} has no test with {part}"
