@@ -31,6 +31,7 @@ RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json",
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"  # what is trained: an adapter, or all weights
 WEIGHTS = (ADAPTER, MODEL)
 LOSSES = "losses.jsonl"
+SEAL = b',\n "sha256": "'  # between a result and its checksum
 FAILED = ("failed", "diverged")  # statuses of a cell that waits for somebody to look at it
 SEAL = b',\n "sha256": "'
 

@@ -23,7 +23,6 @@ from harness.cell import Base, Data, Source, Task
 from harness.data.subset import load_dataset
 from harness.engines.worker import attempt
 from harness.errors import HarnessError
-from harness.methods.sft import WEIGHTS
 from harness.plan import check, plan
 from harness.run import run
 from tests.conftest import pair_form
@@ -133,14 +132,14 @@ def test_an_adapter_that_is_a_pickle_is_refused(make_cell: Make, generation_task
     """peft itself would fall back to it where the other file is missing."""
     cell = make_cell("sft")
     folder = run(cell)
-    (folder / WEIGHTS).unlink()
+    (folder / store.ADAPTER).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Malice(canary)))
     cell.evals = {"quiz": generation_task()}
-    with pytest.raises(HarnessError, match="does not match its checksum"):
+    with pytest.raises(HarnessError, match="were not kept"):
         run(cell)
-    shutil.copy(folder / "adapter_model.bin", folder / WEIGHTS)
+    shutil.copy(folder / "adapter_model.bin", folder / store.ADAPTER)
     trained = store.read_result(folder / store.TRAINED)
-    trained["training"]["adapter_sha256"] = sha256_file(folder / WEIGHTS)  # whoever can write here can hash, too
+    trained["training"]["adapter_sha256"] = sha256_file(folder / store.ADAPTER)  # whoever can write here can hash, too
     (folder / store.TRAINED).unlink()
     store.write_result(folder / store.TRAINED, trained)
     outcome = attempt(cell)
