@@ -15,7 +15,7 @@ from harness.engines.slurm import SlurmEngine
 from harness.engines.slurm_job import Share
 from harness.engines.worker import Outcome
 from harness.errors import HarnessError
-from harness.run import _mirrored, as_dict
+from harness.run import as_dict
 from tests.children import SERVER
 from tests.test_cli import harness  # noqa: F401  (a fixture)
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
@@ -37,7 +37,6 @@ def test_an_engine_is_no_part_of_a_result() -> None:
     assert here.folder() == there.folder()
     assert here.identity("b", "s") == there.identity("b", "s")
     assert as_dict(here) == as_dict(there)
-    assert _mirrored(here, {}, here.folder()) == _mirrored(there, {}, here.folder())
     assert dataclasses.asdict(from_dict(as_dict(there))) == dataclasses.asdict(here)
 
 
