@@ -133,9 +133,12 @@ def test_ctrl_c_ends_the_watching_quietly_and_a_terminal_is_drawn_anew(cells: li
     with at_work(cells[0]):
         ours, its = pty.openpty()
         environment = {**os.environ, "COLUMNS": "200", "LINES": "30"}
+        # A process inherits that Ctrl-C is ignored, e.g. from tests that were started in the background.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
         watcher = subprocess.Popen(
             [*COMMAND, root(cells), "--watch", "0.1"], stdout=its, stderr=subprocess.PIPE, env=environment
         )
+        signal.signal(signal.SIGINT, heard)
         seen = b""
         while seen.count(b"\033[2A\033[J") < 2:  # two lines up, and what was there is gone
             seen += os.read(ours, 1000)
