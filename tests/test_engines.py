@@ -1,18 +1,21 @@
 """Which engine runs a sweep is a setting and no part of any result; what needs a cluster is in test_ray, test_slurm."""
 
 import dataclasses
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness import store
 from harness.cell import Cell
 from harness.compose import compose_cell, from_dict
 from harness.engines.local import LocalEngine
 from harness.engines.ray import RayEngine
 from harness.engines.slurm import SlurmEngine
-from harness.engines.slurm_job import Share
+from harness.engines.slurm_job import Share, _grew
 from harness.engines.worker import Outcome
 from harness.errors import HarnessError
 from harness.run import as_dict
@@ -75,6 +78,23 @@ def test_accelerate_and_an_engine_are_told_apart(
     monkeypatch.setattr(ranks, "count", lambda: 2)
     with pytest.raises(HarnessError, match="accelerate launch and engine=ray both start processes"):
         common.one_engine([compose_cell(["engine=ray"])])
+
+
+def test_a_job_knows_whether_it_got_further(make_cell: Callable[..., Cell]) -> None:
+    """Else one that never does within its minutes would be queued again for ever."""
+    cell = make_cell("sft")
+    long_ago = time.time() - 100
+    checkpoints = cell.folder() / "checkpoints" / "0123"
+    checkpoints.mkdir(parents=True)
+    for name in (store.FAILURE, ".lease-000001.json"):
+        (cell.folder() / name).write_text("{}")
+    assert not _grew(cell, long_ago)
+    (checkpoints / "step000000001-0.safetensors").write_text("")
+    assert _grew(cell, long_ago)
+    assert not _grew(cell, time.time() + 100)
+    shutil.rmtree(checkpoints)
+    (cell.folder() / store.TRAINED).write_text("{}")
+    assert _grew(cell, long_ago)
 
 
 def claim_all(folder: Path, job: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,7 +62,13 @@ def resumed(cell: Path) -> int:
 def test_a_sweep_leaves_what_it_leaves_on_one_machine(cluster: Ray, soaked: Soaked) -> None:
     assert cluster.start().wait(PATIENCE) == 0, cluster.said()
     assert same(soaked[1](), cluster.folder / "runs") == 3
-    assert not list(cluster.folder.glob("runs/.ray-*"))
+    assert not list(cluster.folder.rglob(".ray-*"))
+    quiz = (cluster.config / "evals" / "quiz.yaml").read_text()
+    (cluster.config / "evals" / "again.yaml").write_text(quiz.replace("quiz:", "again:", 1))
+    command = [sys.executable, "-m", "harness", "eval", "runs/soak", "evals=again", "--config-dir", str(cluster.config)]
+    subprocess.run([*command, *cluster.flags, "run.device=cpu", "run.threads=1"], cwd=cluster.folder, check=True)
+    scores = store.load(cluster.folder / "runs").pivot_table(index="path", columns="task", values="score")
+    assert (scores.quiz == scores.again).all()
 
 
 def test_pocket_leaves_what_it_leaves_on_one_machine(nodes: Any, pocket: Path, tmp_path: Path) -> None:

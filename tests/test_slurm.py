@@ -149,8 +149,8 @@ def test_a_job_that_is_killed_fails_its_cell(cluster: Slurm) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["engine.cpus=64"], "harness: sbatch refused: sbatch: error: Batch job submission failed: Requested node"),
-        (["engine.sbatch={nosuch: 1}"], "harness: sbatch refused: sbatch: unrecognized option"),
+        (["engine.cpus=64"], "harness: Slurm refused the jobs: sbatch: error: Batch job submission failed"),
+        (["+engine.sbatch.nosuch=1"], "harness: Slurm refused the jobs: sbatch: unrecognized option"),
         (["engine.setup=['echo no such module', 'exit 3']"], "ends with 'no such module'"),
     ],
 )

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -224,8 +225,11 @@ def _connected(address: str) -> Iterator[Any]:
         raise HarnessError("engine=ray needs Ray: pip install 'superficial-alignment-harness[ray]'") from error
     heard = {number: signal.getsignal(number) for number in preempt.SIGNALS}
     try:
+        host, _, port = (os.environ.get("RAY_ADDRESS", "") if address == "auto" else address).rpartition(":")
+        if port.isdigit():  # Ray itself would try for many minutes
+            socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise HarnessError(
             f"no Ray cluster answers at {address!r} ({_brief(error)}); start one with `ray start --head`, or set "
             "engine.address"

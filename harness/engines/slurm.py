@@ -106,8 +106,9 @@ class SlurmEngine(Engine):
                 executor.map_array(job, range(min(self.jobs, len(cells))))
             except submitit.core.utils.FailedJobError as error:
                 shutil.rmtree(folder)
-                said = [line for line in str(error).splitlines() if "error:" in line] or [str(error)]
-                raise HarnessError(f"sbatch refused: {said[-1].strip()}; see the settings under engine") from error
+                said = [line.strip() for line in str(error).splitlines() if line.strip().startswith("sbatch:")]
+                why = said[-1] if said else str(error).splitlines()[-1]
+                raise HarnessError(f"Slurm refused the jobs: {why}; see the settings under engine") from error
         return share
 
 
