@@ -206,7 +206,7 @@ class _Line:
 
     def put(self, what: str, work: Callable[[], Any]) -> "Future[Any]":
         """Do `work` after all that was put before; its future holds None if it failed."""
-        keep_quiet()
+        prepare()
         import wandb  # noqa: F401  in the caller's thread: two threads importing at once can meet half-made modules
 
         def guarded() -> Any:
@@ -294,12 +294,14 @@ def init(settings: Wandb, folder: Path, mode: str, told: Told, resume: str | Non
     )
 
 
-def keep_quiet() -> None:
-    """W&B's own error reports and usage metrics: off unless the user says otherwise.
+def prepare() -> None:
+    """Settings of the environment that W&B reads when it is first used.
 
-    They send tracebacks, and hold up the exit of a process by some 20 s where the server is slow. Read when wandb is
-    first used.
+    Its own error reports and usage metrics are off unless the user says otherwise: they send tracebacks, and hold up
+    the exit of a process by some 20 s where the server is slow. Its service is this process's own, not the one of the
+    process that started this one, which may be gone or go.
     """
+    os.environ.pop("WANDB_SERVICE", None)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 

@@ -7,6 +7,7 @@ share of a batch, or, sharded (FSDP), also holds only its part of the base. In a
 import atexit
 import functools
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ def join() -> None:
     atexit.register(_end)  # what is registered first is called last
     if not first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
+        logging.disable(logging.WARNING)
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which torch does
     import torch
 

@@ -64,7 +64,7 @@ class Replay:
 
     def __init__(self, settings: Wandb) -> None:
         self.settings, self.online = settings, settings.mode == "online"
-        board.keep_quiet()
+        board.prepare()
         if self.online:
             if not _guarded("look for credentials", board.has_key):
                 raise SyncError("W&B has no credentials: wandb login, or WANDB_API_KEY; --mode offline writes files")

@@ -169,6 +169,13 @@ def test_unreachable_server_costs_no_cell_and_leaks_no_key(kind: str, mode: str,
     assert all(FAKE_KEY.encode() not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
+def test_a_service_of_another_process_is_not_asked(tmp_path: Path) -> None:
+    done = python(CELLS.format(mode="offline", cells=1), tmp_path, WANDB_SERVICE="3-1-unix-/no/longer/there")
+    assert "W&B" not in done.stderr
+    (file,) = tmp_path.glob("wandb/*/*.wandb")
+    assert read_run(file)["exit"] == 0
+
+
 def test_folder_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     for i in range(2):
