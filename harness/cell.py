@@ -51,10 +51,16 @@ class Turn:
 
 @dataclass
 class Form:
-    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns."""
+    """How a row becomes chat turns: by `turns`, one template each, or from columns that hold turns.
+
+    Two answers to one question: `chosen` and `rejected` name columns with a text, a turn, or a list of turns of which
+    the last is the answer and those before it, the same in both, are the question.
+    """
 
     turns: list[Turn] = field(default_factory=list)
-    conversation: str = ""
+    conversation: str = ""  # a column that lists turns
+    chosen: str = ""  # columns of the better and the worse answer; what is answered is in `conversation`, or in both
+    rejected: str = ""
     role_key: str = "role"
     content_key: str = "content"
     roles: dict[str, str] = field(default_factory=dict)  # the column's role names -> system, user, assistant
