@@ -27,6 +27,7 @@ OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Shown = list[Message] | Callable[[str], list[Message]]  # turns before every question, or of one question its own
 
 
 @dataclass
@@ -58,13 +59,14 @@ class Form:
     """
 
     turns: list[Turn] = field(default_factory=list)
-    conversation: str = ""  # a column that lists turns
+    conversation: str = ""  # a column that lists turns, or texts of the user and the assistant by turns
     chosen: str = ""  # columns of the better and the worse answer; what is answered is in `conversation`, or in both
     rejected: str = ""
     role_key: str = "role"
     content_key: str = "content"
     roles: dict[str, str] = field(default_factory=dict)  # the column's role names -> system, user, assistant
     unwrap: str = ""  # regex: what matches is cut from the start of user turns (a prompt wrapper in the file)
+    drop_empty: bool = False  # leave out rows whose last turn is empty; else the first of them is refused
 
 
 @dataclass
@@ -85,6 +87,7 @@ class Data:
     name: str = MISSING
     sources: dict[str, Source] = field(default_factory=dict)
     licence: str = ""
+    order: str = "hash"  # of the examples: hash, another for each subset_seed | file, as they stand in the one source
 
 
 @dataclass
@@ -144,7 +147,7 @@ class Adapted:
     """A base after a method was applied, ready to be evaluated."""
 
     model: Any  # a transformers causal LM, perhaps with an adapter attached
-    demonstrations: list[Message] = field(default_factory=list)  # turns put before every question
+    demonstrations: Shown = field(default_factory=list)  # turns put before every question, or before this one
     adapter: Path | None = None  # the folder of the adapter, in peft's form, where there is one
     training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
 
@@ -175,8 +178,8 @@ class Method:
         """How many weights are trained, on a base whose weights have these shapes."""
         return 0
 
-    def demonstrations(self, examples: Sequence[Any]) -> list[Message]:
-        """The turns put before every question; none for a method that trains."""
+    def demonstrations(self, examples: Sequence[Any]) -> Shown:
+        """The turns put before every question, or what gives those of a question; none for a method that trains."""
         return []
 
     def adapt(

@@ -21,7 +21,7 @@ import hydra.utils
 
 from harness.artifact import Artifact, sha256_file
 from harness.base import LoadedBase
-from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Run, Task, fingerprint
+from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, fingerprint
 from harness.data.rows import read_file
 from harness.errors import HarnessError
 
@@ -154,7 +154,7 @@ def _backend(base: LoadedBase, adapted: Adapted, task: Task, run: Run) -> Any:
     return Asker(base, adapted, chat=task.chat, run=run)
 
 
-def first_prompt(tokenizer: Any, demonstrations: list[Message], name: str, task: Task) -> str:
+def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -> str:
     """The text of the first item as the model is asked it."""
     from harness.prompts import Prompter, as_plain_text
 

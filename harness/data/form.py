@@ -34,7 +34,10 @@ def _template(text: str) -> jinja2.Template:
 
 
 def to_messages(form: Form, row: Row, place: str) -> list[Message]:
-    """The row's turns. Raises HarnessError, naming `place`, where a column is missing or the turns make no dialogue."""
+    """The row's turns; none for one that the form leaves out.
+
+    Raises HarnessError, naming `place`, where a column is missing or the turns make no example.
+    """
     in_columns = bool(form.conversation or form.chosen or form.rejected)
     if bool(form.turns) == in_columns or bool(form.chosen) != bool(form.rejected):
         raise HarnessError(
@@ -54,7 +57,11 @@ def to_messages(form: Form, row: Row, place: str) -> list[Message]:
         raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); mend the row") from error
     for turn in messages[-2:] if messages[-1]["role"] == "rejected" else messages[-1:]:
         if not turn["content"].strip():
-            raise HarnessError(f"{place}: the last turn ({turn['role']}) is empty; remove the row or mend it")
+            if form.drop_empty:
+                return []
+            raise HarnessError(
+                f"{place}: the last turn ({turn['role']}) is empty; mend the row, or leave such out by form.drop_empty"
+            )
     return messages
 
 
@@ -108,6 +115,8 @@ def _conversation(form: Form, column: str, row: Row, place: str) -> list[Message
     if not isinstance(turns, list):
         columns = ", ".join(sorted(row))
         raise HarnessError(f"{place}: the column {column!r} does not hold a list of turns; the row has: {columns}")
+    if turns and all(isinstance(text, str) for text in turns):  # as in LIMA's own file
+        turns = [{form.role_key: ("user", "assistant")[i % 2], form.content_key: text} for i, text in enumerate(turns)]
     return [_turn(form, turn, place) for turn in turns]
 
 

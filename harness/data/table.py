@@ -84,7 +84,9 @@ def _write(folder: Path, form: Form, rows: Iterable[tuple[str, Row]], name: str)
     digests, ends, end = bytearray(), array("q"), 0
     with (folder / "turns.jsonl").open("wb") as file:
         for place, row in tqdm(rows, desc=f"rows of {name}", unit="row", delay=2, disable=None, dynamic_ncols=True):
-            line = canonical_json(forms.to_messages(form, row, place)).encode()
+            if not (messages := forms.to_messages(form, row, place)):
+                continue
+            line = canonical_json(messages).encode()
             digests += hashlib.sha256(line).digest()
             end += file.write(line + b"\n")
             ends.append(end)
