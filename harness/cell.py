@@ -40,6 +40,7 @@ class Base:
     gguf_file: str | None = None  # the GGUF file inside `path`
     make: dict[str, Any] | None = None  # an Artifact (Hydra `_target_`) that yields `path`
     dtype: str = "bfloat16"
+    quantize: str | None = None  # nf4: the linear layers in 4 bits, as in QLoRA, computing in `dtype`
     chat_template: str | None = None  # Jinja text; None: the tokenizer's own
     note: str = ""  # shown wherever the base is, e.g. "post-trained start"
 
@@ -236,6 +237,7 @@ class Cell:
                 "identity": base_identity,
                 "dtype": self.base.dtype,
                 "chat_template": self.base.chat_template,
+                **({"quantize": self.base.quantize} if self.base.quantize else {}),
             },
             "data": {"name": self.data.name, "subset": subset_identity},
             "method": {"name": self.method.name, **dataclasses.asdict(self.method)},
