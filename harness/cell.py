@@ -100,6 +100,7 @@ class Task:
     make: dict[str, Any] | None = None  # an Artifact that makes such a file
     num_fewshot: int | None = None  # lm-eval's own few-shot pool; None: the task's default
     limit: int | None = None  # the first so many items
+    generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
     chat: bool = (
         True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
     )

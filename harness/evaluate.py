@@ -53,6 +53,7 @@ def identity(name: str, task: Task) -> dict[str, Any]:
         "num_fewshot": task.num_fewshot,
         "limit": task.limit,
         "chat": task.chat,
+        **({"generation": task.generation} if task.generation else {}),
     }
 
 
@@ -179,6 +180,10 @@ def _load(name: str, task: Task) -> "TaskDict":
     key = fingerprint(identity(name, task))
     if key not in _loaded:
         _loaded[key] = _build(name, task)
+        for member in _loaded[key]["tasks"].values() if task.generation else ():
+            if member.OUTPUT_TYPE != "generate_until":
+                raise HarnessError(f"evals.{name}.generation is for tasks in which the model writes; leave it out")
+            member.set_config("generation_kwargs", {**member.config.generation_kwargs, **task.generation})
     for member in _loaded[key]["tasks"].values():
         if task.num_fewshot is not None:
             member.set_config("num_fewshot", task.num_fewshot)
