@@ -103,8 +103,10 @@ def sweep_cells(name: str, overrides: list[str], config_dir: Path | None = None)
 
 
 def _shrink(sweep: Sweep, arms: dict[str, Axes], path: Path) -> None:
-    """Apply the sweep's pocket form to its arms. Where it names another base, data or evaluations, what an arm sets
-    inside of the old ones goes with them."""
+    """Apply the sweep's pocket form to its arms.
+
+    Where it names another base, data or evaluations, what an arm sets inside of the old ones goes with them.
+    """
     if not sweep.pocket:
         raise HarnessError(f"{path} says nothing of scale=pocket; add pocket: {{base: pocket_s, data: ..., size: ...}}")
     lines = [

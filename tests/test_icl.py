@@ -149,6 +149,7 @@ def test_texts_of_user_and_assistant_by_turns_and_rows_left_out(tmp_path: Path) 
     assert [m["content"] for m in only.messages] == ["a", "b", "c", "d"]
     assert [m["role"] for m in only.messages] == ["user", "assistant"] * 2
     assert len(data) == 1
+    assert data.manifest(data.subset(1, 0), 0)["sources"]["lima"]["left_out"] == 1
     form.drop_empty = False
     with pytest.raises(HarnessError, match=r"lima\.jsonl:2: the last turn .* form\.drop_empty"):
         load_dataset(Data("lima", {"lima": Source(path=str(file), form=form)}))

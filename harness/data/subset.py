@@ -123,6 +123,7 @@ class Dataset:
                     "revision": self.revisions[source],
                     "weight": float(self.weights[source]),
                     "rows": len(table),
+                    "left_out": table.left_out,
                     "taken": taken,
                 }
                 for (source, table), taken in zip(self.tables.items(), counts, strict=True)
