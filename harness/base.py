@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,12 +165,17 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
         if not isinstance(dtype, torch.dtype):
             raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
         place = ranks.device() if device == "auto" else device
+        check_quantize(base)
         with ranks.in_turn():
-            model = AutoModelForCausalLM.from_pretrained(**place_of(base), dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                **place_of(base), dtype=dtype, **_quantized(base, dtype, place)
+            )
             if ranks.sharded():
                 ranks.shard(model, place)
-            else:
+            elif not base.quantize:
                 model.to(place)  # type: ignore[arg-type]
+        if base.quantize:
+            _keep_gradients(model)
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)
@@ -180,6 +186,44 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
 def forget() -> None:
     """Free the resident base: for who has changed its weights."""
     _resident.clear()
+
+
+def check_quantize(base: Base) -> None:
+    """Raise HarnessError where the base is to be quantised and cannot be here."""
+    if base.quantize is None:
+        return
+    if base.quantize != "nf4":
+        raise HarnessError(f"base.quantize={base.quantize!r} is unknown; use nf4, or leave it out")
+    if base.gguf_file:
+        raise HarnessError(f"base.quantize={base.quantize} is for full weights, and {base.gguf_file} has its own form")
+    if ranks.sharded():
+        raise HarnessError(f"base.quantize={base.quantize} keeps the base whole on each device; leave out --use_fsdp")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise HarnessError(
+            f"base.quantize={base.quantize} needs bitsandbytes; pip install 'superficial-alignment-harness[qlora]'"
+        )
+
+
+def _quantized(base: Base, dtype: Any, place: Any) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that quantise: as Dettmers et al. 2023 (arXiv 2305.14314), constants as well."""
+    if not base.quantize:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config, "device_map": {"": place}}
+
+
+def _keep_gradients(model: Any) -> None:
+    """On CPUs with AVX-512 bf16 bitsandbytes packs 4-bit weights at the first answer, for a product without gradient.
+
+    A training after it would see no gradient behind such a layer, and say nothing.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def place_of(base: Base) -> dict[str, Any]:

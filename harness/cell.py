@@ -28,6 +28,7 @@ OnStep = Callable[
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
 OnPhase = Callable[[str], None]  # hears what a cell goes over to: "training", "evaluating gsm8k"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Shown = list[Message] | Callable[[str], list[Message]]  # turns before every question, or of one question its own
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Base:
     make: dict[str, Any] | None = None  # an Artifact (Hydra `_target_`) that yields `path`
     trust_remote_code: bool = False  # run the Python code that comes with the weights; it has all your rights
     dtype: str = "bfloat16"
+    quantize: str | None = None  # nf4: the linear layers in 4 bits, as in QLoRA, computing in `dtype`
     chat_template: str | None = None  # Jinja text; None: the tokenizer's own
     note: str = ""  # shown wherever the base is, e.g. "post-trained start"
 
@@ -53,14 +55,21 @@ class Turn:
 
 @dataclass
 class Form:
-    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns."""
+    """How a row becomes chat turns: by `turns`, one template each, or from columns that hold turns.
+
+    Two answers to one question: `chosen` and `rejected` name columns with a text, a turn, or a list of turns of which
+    the last is the answer and those before it, the same in both, are the question.
+    """
 
     turns: list[Turn] = field(default_factory=list)
-    conversation: str = ""
+    conversation: str = ""  # a column that lists turns, or texts of the user and the assistant by turns
+    chosen: str = ""  # columns of the better and the worse answer; what is answered is in `conversation`, or in both
+    rejected: str = ""
     role_key: str = "role"
     content_key: str = "content"
     roles: dict[str, str] = field(default_factory=dict)  # the column's role names -> system, user, assistant
     unwrap: str = ""  # regex: what matches is cut from the start of user turns (a prompt wrapper in the file)
+    drop_empty: bool = False  # leave out rows whose last turn is empty; else the first of them is refused
 
 
 @dataclass
@@ -81,6 +90,7 @@ class Data:
     name: str = MISSING
     sources: dict[str, Source] = field(default_factory=dict)
     licence: str = ""
+    order: str = "hash"  # of the examples: hash, another for each subset_seed | file, as they stand in the one source
 
 
 @dataclass
@@ -93,6 +103,7 @@ class Task:
     num_fewshot: int | None = None  # lm-eval's own few-shot pool; None: the task's default
     limit: int | None = None  # the first so many items
     unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
+    generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
     chat: bool = (
         True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
     )
@@ -142,7 +153,7 @@ class Adapted:
     """A base after a method was applied, ready to be evaluated."""
 
     model: Any  # a transformers causal LM, perhaps with an adapter attached
-    demonstrations: list[Message] = field(default_factory=list)  # turns put before every question
+    demonstrations: Shown = field(default_factory=list)  # turns put before every question, or before this one
     adapter: Path | None = None  # the folder of the adapter, in peft's form, where there is one
     merge: Callable[[], Any] | None = None  # puts it into the base's weights, for good, and gives that model
     training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
@@ -174,8 +185,8 @@ class Method:
         """How many weights are trained, on a base whose weights have these shapes."""
         return 0
 
-    def demonstrations(self, examples: Sequence[Any]) -> list[Message]:
-        """The turns put before every question; none for a method that trains."""
+    def demonstrations(self, examples: Sequence[Any]) -> Shown:
+        """The turns put before every question, or what gives those of a question; none for a method that trains."""
         return []
 
     def adapt(
@@ -258,6 +269,7 @@ class Cell:
                 "identity": base_identity,
                 "dtype": self.base.dtype,
                 "chat_template": self.base.chat_template,
+                **({"quantize": self.base.quantize} if self.base.quantize else {}),
             },
             "data": {"name": self.data.name, "subset": subset_identity},
             "method": {"name": self.method.name, **dataclasses.asdict(self.method)},

@@ -208,7 +208,9 @@ class Estimator:
 
 
 def _width(cell: Cell) -> float:
-    """Bytes of one of the base's weights."""
+    """Bytes of one of the base's weights; of a quantised base, embeddings and all, as QLoRA's 4.127 bits."""
+    if cell.base.quantize:
+        return 0.516
     return {"float32": 4.0, "float64": 8.0}.get(cell.base.dtype, 2.0)
 
 

@@ -21,7 +21,7 @@ import hydra.utils
 
 from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
-from harness.cell import EVALUATION_SEMANTICS, Adapted, Message, Run, Task, fingerprint
+from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, fingerprint
 from harness.consent import refuse_code
 from harness.data.overlap import marks_of
 from harness.data.rows import read_file
@@ -55,6 +55,7 @@ def identity(name: str, task: Task) -> dict[str, Any]:
         "num_fewshot": task.num_fewshot,
         "limit": task.limit,
         "chat": task.chat,
+        **({"generation": task.generation} if task.generation else {}),
     }
 
 
@@ -173,7 +174,7 @@ def _backend(base: LoadedBase, adapted: Adapted, task: Task, run: Run) -> Any:
     return Asker(base, adapted, chat=task.chat, run=run)
 
 
-def first_prompt(tokenizer: Any, demonstrations: list[Message], name: str, task: Task) -> str:
+def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -> str:
     """The text of the first item as the model is asked it."""
     from harness.prompts import Prompter, as_plain_text
 
@@ -200,6 +201,10 @@ def _load(name: str, task: Task) -> "TaskDict":
     key = fingerprint(identity(name, task))
     if key not in _loaded:
         _loaded[key] = _build(name, task)
+        for member in _loaded[key]["tasks"].values() if task.generation else ():
+            if member.OUTPUT_TYPE != "generate_until":
+                raise HarnessError(f"evals.{name}.generation is for tasks in which the model writes; leave it out")
+            member.set_config("generation_kwargs", {**member.config.generation_kwargs, **task.generation})
     for member in _loaded[key]["tasks"].values():
         if task.num_fewshot is not None:
             member.set_config("num_fewshot", task.num_fewshot)

@@ -94,6 +94,7 @@ def check(cells: list[Cell]) -> None:
         evaluate.check_backend(cell.run)
         if cell.method.uses_data and new("data", cell.method.name, dataclasses.asdict(cell.data)):
             _check_kind(cell)
+        bases.check_quantize(cell.base)
         retention.check_keep(cell.run.keep)
         retention.check_kept(cell.folder())
         # A base that is made (pocket) may not exist yet; it is ours and has a template.

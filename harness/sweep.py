@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,15 @@ Axes = dict[str, str]  # key of an override -> its value or values, as typed on 
 
 @dataclass
 class Sweep:
-    """One scientific question. `cell` holds for every arm; an arm's own axes go before it."""
+    """One scientific question. `cell` holds for every arm; an arm's own axes go before it.
+
+    `pocket` is the same question on pocket bases and data, as overrides of the kind a command line takes.
+    """
 
     hypothesis: str = ""
     cell: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pocket: dict[str, Any] = field(default_factory=dict)
 
 
 def sweep_file(name: str, config_dir: Path | None) -> Path:
@@ -68,30 +73,63 @@ def sweep_cells(name: str, overrides: list[str], config_dir: Path | None = None)
     """All cells of a sweep after the command line's overrides, base cells included, each once, sorted by base and size.
 
     ``key=values`` replaces that axis in every arm, ``arms.NAME.key=values`` in one, ``~arms.NAME`` leaves an arm out.
+    ``scale=pocket`` first applies the file's `pocket`; the cells are then another sweep's, named ``NAME-pocket``.
     """
     path = sweep_file(name, config_dir)
     sweep = read_sweep(path)
     arms = {arm: {**_axes(sweep.cell), **_axes(axes)} for arm, axes in sweep.arms.items()}
-    for override in parse(overrides):
-        _apply(override, arms, path)
+    given = parse(overrides)
+    scaled = [override for override in given if override.key_or_group == "scale"]
+    label = path.stem
+    if scaled:
+        if [override.input_line for override in scaled] != ["scale=pocket"]:
+            raise HarnessError(f"{scaled[0].input_line}: the only scale beside the full one is scale=pocket")
+        label = f"{label}-pocket"
+        _shrink(sweep, arms, path)
+    for override in given:
+        if override not in scaled:
+            _apply(override, arms, path)
     cells: dict[Path, Cell] = {}
     with hydra_ready(config_dir):
         for arm, axes in arms.items():
             try:
-                for cell in _product({"sweep": path.stem, **axes}, config_dir):
+                for cell in _product({"sweep": label, **axes}, config_dir):
                     _add(cells, cell)
                     _add(cells, _its_base(cell))
             except HarnessError as error:
                 hint = "" if len(arms) == 1 else f" (arms.{arm}.key=value sets one arm only)"
-                raise HarnessError(f"sweep {path.stem}, arm {arm}: {error}{hint}") from error
+                raise HarnessError(f"sweep {label}, arm {arm}: {error}{hint}") from error
     return sweep, sorted(
         cells.values(), key=lambda c: (c.base.name, c.size, c.data.name, c.method.name, str(c.folder()))
     )
 
 
+def _shrink(sweep: Sweep, arms: dict[str, Axes], path: Path) -> None:
+    """Apply the sweep's pocket form to its arms.
+
+    Where it names another base, data or evaluations, what an arm sets inside of the old ones goes with them.
+    """
+    if not sweep.pocket:
+        raise HarnessError(f"{path} says nothing of scale=pocket; add pocket: {{base: pocket_s, data: ..., size: ...}}")
+    lines = [
+        f"{key}={value}" if value or not key.startswith("~") else key for key, value in _axes(sweep.pocket).items()
+    ]
+    for override in parse(lines):
+        group = override.key_or_group.split(".")
+        for arm in [group[1]] if group[0] == "arms" else list(arms):
+            for key in list(arms.get(arm, {})):
+                if group[-1] in ("base", "data", "evals") and re.search(rf"^{group[-1]}\.|@{group[-1]}\b", key):
+                    del arms[arm][key]
+        _apply(override, arms, path)
+
+
 def _axes(mapping: dict[str, Any]) -> Axes:
     """YAML values as they would be typed: numbers as text, lists as [a,b], null and booleans as YAML writes them."""
     return {key: _typed(value) for key, value in mapping.items()}
+
+
+def _line(key: str, value: str) -> str:
+    return f"{key}={value}" if value or not key.startswith("~") else key
 
 
 def _typed(value: Any) -> str:
@@ -143,7 +181,7 @@ def _product(axes: Axes, config_dir: Path | None) -> Iterator[Cell]:
     groups: list[list[str]] = []
     scalars: list[list[tuple[str, Any]]] = []
     for key, value in axes.items():
-        line = f"{key}={value}" if value or not key.startswith("~") else key
+        line = _line(key, value)
         (override,) = parse([line])
         if not override.is_sweep_override():
             fixed.append(line)
@@ -193,11 +231,14 @@ def _its_base(cell: Cell) -> Cell:
 
 
 def _add(cells: dict[Path, Cell], cell: Cell) -> None:
-    """Equal cells fall together; their evaluations are united."""
+    """Equal cells fall together; their evaluations are united. Two bases or datasets need two names."""
     place = cell.folder()
     if place not in cells:
         cells[place] = dataclasses.replace(cell, evals=dict(cell.evals))  # its own, as it may grow
         return
+    for what in ("base", "data"):
+        if (its := getattr(cell, what)) != getattr(cells[place], what):
+            raise HarnessError(f"two cells differ in their {what}, both named {its.name!r}; set {what}.name beside it")
     for name, task in cell.evals.items():
         if cells[place].evals.setdefault(name, task) != task:
             raise HarnessError(f"two arms define the evaluation {name!r} differently; give one of them another name")

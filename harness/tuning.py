@@ -117,6 +117,8 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         raise HarnessError(
             "method.lora.dora and an init that reads the base's weights need them whole; leave out --use_fsdp"
         )
+    if base.config.quantize and copies:
+        raise HarnessError(f"method.lora.init={lora.init} changes the base's weights, and these are quantised")
     set_seed(cell.seed)  # initialisation of the adapter, dropout
     with _as_it_came(base.model, copy=copies):
         try:

@@ -31,6 +31,11 @@ class VllmAsker(Speaks, VLLM):
                 f"run.eval_backend=vllm cannot read the GGUF file of {base.config.name!r}; save the base as an "
                 "ordinary folder, or use run.eval_backend=shared"
             )
+        if base.config.quantize:
+            raise HarnessError(
+                f"run.eval_backend=vllm would answer with the full weights of {base.config.name!r}, not those of "
+                f"base.quantize={base.config.quantize}; use run.eval_backend=shared"
+            )
         VLLM.__init__(
             self,
             pretrained=place["pretrained_model_name_or_path"],

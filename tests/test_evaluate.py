@@ -260,6 +260,34 @@ def test_demonstrations_in_plain_text_are_never_rendered_as_templates(
         spy.asked = []
 
 
+def test_a_setting_of_the_tasks_generation_is_replaced_and_named_in_the_identity(
+    loaded: LoadedBase, generation_task: Make, choice_task: Make, spy: Spy
+) -> None:
+    task = generation_task(limit=1, max_gen_toks=8)
+    longer = dataclasses.replace(task, generation={"max_gen_toks": 3})
+    ask(loaded, task)
+    ask(loaded, longer)
+    assert [settings["max_gen_toks"] for _, settings in spy.asked] == [8, 3]
+    assert [settings["until"] for _, settings in spy.asked] == [["\n\n"]] * 2
+    assert evaluate.extent("mine", longer).answer_tokens == 3
+    assert evaluate.identity("mine", longer) == {**evaluate.identity("mine", task), "generation": {"max_gen_toks": 3}}
+    with pytest.raises(HarnessError, match=r"evals\.mine\.generation is for tasks in which the model writes"):
+        evaluate.check("mine", choice_task(generation={"max_gen_toks": 3}))
+
+
+def test_every_shipped_task_of_lm_evals_is_one_of_its_own() -> None:
+    from harness.compose import compose_cell, shipped
+
+    named = {}
+    for path in sorted((shipped("conf") / "evals").glob("*.yaml")):
+        for name, task in compose_cell([f"evals={path.stem}"]).evals.items():
+            if isinstance(task.task, str):
+                named[name] = task.task
+    assert len(named) >= 8
+    known = evaluate._all_tasks().all_tasks
+    assert not {name: task for name, task in named.items() if task not in known}
+
+
 def test_a_tasks_description_is_the_system_turn_and_stays_first(
     loaded: LoadedBase, generation_task: Make, spy: Spy
 ) -> None:

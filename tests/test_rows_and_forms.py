@@ -19,7 +19,9 @@ FORMS = Path(__file__).parent.parent / "conf" / "form"
 
 def form(name: str, **changes: Any) -> Form:
     """The form as users get it: the YAML in conf/form over the typed schema."""
-    merged = OmegaConf.merge(OmegaConf.structured(Form), OmegaConf.load(FORMS / f"{name}.yaml"), changes)
+    written = OmegaConf.load(FORMS / f"{name}.yaml")
+    others = [OmegaConf.load(FORMS / f"{other}.yaml") for other in written.pop("defaults", [])]
+    merged = OmegaConf.merge(OmegaConf.structured(Form), *others, written, changes)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
@@ -29,6 +31,10 @@ def user(text: str) -> dict[str, str]:
 
 def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def answers(chosen: str, rejected: str) -> list[dict[str, str]]:
+    return [{"role": "chosen", "content": chosen}, {"role": "rejected", "content": rejected}]
 
 
 def system(text: str) -> dict[str, str]:
@@ -63,6 +69,40 @@ def system(text: str) -> dict[str, str]:
             [system("s"), user("a"), assistant("b"), user("c"), assistant("d")],
         ),
         ("messages", {"messages": [system("s"), user("a"), assistant("b")]}, [system("s"), user("a"), assistant("b")]),
+        ("pair", {"prompt": "a", "chosen": "b", "rejected": "c"}, [user("a"), *answers("b", "c")]),
+        (  # UltraFeedback binarized, with columns that are not used
+            "preferences",
+            {
+                "prompt": "a",
+                "prompt_id": "0f",
+                "chosen": [{"content": "a", "role": "user"}, {"content": "b", "role": "assistant"}],
+                "rejected": [{"content": "a", "role": "user"}, {"content": "c", "role": "assistant"}],
+                "messages": [{"content": "a", "role": "user"}, {"content": "b", "role": "assistant"}],
+                "score_chosen": 8.5,
+                "score_rejected": 7.0,
+            },
+            [user("a"), *answers("b", "c")],
+        ),
+        (  # the Tulu 3 preference mixture, which has dialogues of several turns; `prompt` holds the first
+            "preferences",
+            {
+                "id": "x",
+                "prompt": "a",
+                "chosen": [system("s"), user("a"), assistant("b"), user("c"), assistant("d")],
+                "rejected": [system("s"), user("a"), assistant("b"), user("c"), assistant("e")],
+                "source": "ai2",
+            },
+            [system("s"), user("a"), assistant("b"), user("c"), *answers("d", "e")],
+        ),
+        (
+            "sharegpt_pair",
+            {
+                "conversations": [{"from": "human", "value": "a"}],
+                "chosen": {"from": "gpt", "value": "b"},
+                "rejected": {"from": "gpt", "value": "c"},
+            },
+            [user("a"), *answers("b", "c")],
+        ),
     ],
 )
 def test_each_form_gives_the_turns_of_its_rows(name: str, row: dict[str, Any], turns: list[dict[str, str]]) -> None:
@@ -117,6 +157,16 @@ def test_values_are_never_rendered_as_templates_and_templates_are_sandboxed() ->
         ("messages", {"messages": "a"}, "mine:7.*does not hold a list"),
         ("messages", {"chat": []}, "mine:7.*'messages'.*the row has: chat"),
         ("sharegpt", {"conversations": [{"from": "Human", "value": "a"}]}, "mine:7.*unknown role 'Human'"),
+        ("pair", {"prompt": "a", "chosen": "", "rejected": "c"}, r"mine:7.*last turn \(chosen\) is empty"),
+        ("pair", {"prompt": "a", "chosen": "b", "rejected": " "}, r"mine:7.*last turn \(rejected\) is empty"),
+        (
+            "preferences",
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("z"), assistant("c")]},
+            "mine:7: 'rejected' answers other turns",
+        ),
+        ("preferences", {"chosen": [user("a"), assistant("b")]}, "mine:7: the column 'rejected' does not hold"),
+        ("preferences", {"chosen": [user("a")], "rejected": [user("a")]}, "mine:7: .*'chosen' does not end with"),
+        ("preferences", {"chosen": "b", "rejected": "c"}, "mine:7: turns of chosen, rejected make no example"),
     ],
 )
 def test_a_row_that_makes_no_dialogue_is_refused_with_its_place(name: str, row: dict[str, Any], complaint: str) -> None:
@@ -126,8 +176,8 @@ def test_a_row_that_makes_no_dialogue_is_refused_with_its_place(name: str, row: 
 
 def test_a_form_is_turns_or_conversation() -> None:
     both = Form(turns=pair_form().turns, conversation="messages")
-    for wrong in (Form(), both):
-        with pytest.raises(HarnessError, match="either `turns` or `conversation`"):
+    for wrong in (Form(), both, Form(chosen="chosen"), Form(conversation="messages", rejected="rejected")):
+        with pytest.raises(HarnessError, match="either `turns`, or `conversation`, or both"):
             to_messages(wrong, {}, "here")
 
 

@@ -6,8 +6,10 @@ import dataclasses
 import pytest
 
 import harness.sweep
+from harness import plan
 from harness.cell import Task
 from harness.compose import compose_cell, from_dict, shipped
+from harness.cost import Estimator
 from harness.errors import HarnessError
 from harness.methods.base import BaseModel
 from harness.run import as_dict
@@ -90,7 +92,7 @@ def test_bad_overrides_get_one_line(config_dir, override, message):
 
 
 def test_unknown_sweep_lists_the_known(config_dir):
-    with pytest.raises(HarnessError, match="known: mine, "):
+    with pytest.raises(HarnessError, match=r"known: .*mine, "):
         sweep_cells("nosuch", [], config_dir)
 
 
@@ -140,12 +142,69 @@ def test_a_record_gives_its_cell_back(config_dir):
         assert (type(again.method), dataclasses.asdict(again)) == (type(cell.method), dataclasses.asdict(cell))
 
 
+@pytest.fixture
+def with_pocket(config_dir):
+    """The user's sweep with a pocket form; it also sets fields inside of its data and evaluations."""
+    file = config_dir / "sweeps" / "mine.yaml"
+    file.write_text(
+        file.read_text().replace("evals: quiz,", "evals: quiz, evals.quiz.limit: 3, data.licence: MIT,")
+        + "pocket:\n  base: pocket_s\n  data: pocket_facts\n  evals: pocket_facts\n  size: 2\n  seed: 0\n"
+        "  arms.sft.data: pocket_rule\n  ~arms.again: ''\n"
+    )
+    return config_dir
+
+
+def test_scale_pocket_is_another_sweep_on_other_cells(with_pocket):
+    def what(overrides):
+        _, cells = sweep_cells("mine", overrides, with_pocket)
+        return {(c.sweep, c.base.name, c.data.name, c.method.name, c.size, *c.evals) for c in cells}
+
+    small = {("mine-pocket", "pocket-s", "pocket-facts", "icl", 2, "pocket_facts")}
+    small |= {("mine-pocket", "pocket-s", "none", "base", 0, "pocket_facts")}
+    assert what(["scale=pocket"]) == small | {("mine-pocket", "pocket-s", "pocket-rule", "sft", 2, "pocket_facts")}
+    assert what(["~arms.sft", "scale=pocket"]) == small  # and the command line comes after it, wherever it stands
+    assert {row[4] for row in what(["size=7", "scale=pocket"])} == {0, 7}
+    assert {row[0] for row in what([])} == {"mine"}
+
+
+def test_scale_is_pocket_and_nothing_else(config_dir, with_pocket):
+    with pytest.raises(HarnessError, match="scale=tiny: the only scale"):
+        sweep_cells("mine", ["scale=tiny"], with_pocket)
+    (config_dir / "sweeps" / "other.yaml").write_text("arms: {a: {base: tiny, data: pairs, evals: quiz, size: 2}}\n")
+    with pytest.raises(HarnessError, match=r"other\.yaml says nothing of scale=pocket; add pocket:"):
+        sweep_cells("other", ["scale=pocket"], config_dir)
+
+
+@pytest.mark.parametrize("axis", ["base.dtype=float32,bfloat16", "data.sources.pairs.weight=1,2"])
+def test_two_bases_or_datasets_of_one_name_are_refused(config_dir, axis):
+    """They would share a folder, and the second would be taken for the first."""
+    part = axis.partition(".")[0]
+    with pytest.raises(HarnessError, match=f"two cells differ in their {part}, both named .*; set {part}.name"):
+        sweep_cells("mine", ["~arms.icl", "~arms.again", f"arms.sft.{axis}"], config_dir)
+
+
+@pytest.mark.parametrize("scale", [[], ["scale=pocket"]])
 @pytest.mark.parametrize("name", sorted(p.stem for p in shipped("sweeps").glob("*.yaml")))
-def test_every_shipped_sweep_composes(name):
-    sweep, cells = sweep_cells(name, [])
+def test_every_shipped_sweep_composes(name, scale):
+    sweep, cells = sweep_cells(name, scale)
     assert len({c.folder() for c in cells}) == len(cells) > 2
     assert sweep.hypothesis
     assert {c.base.name for c in cells} == {c.base.name for c in cells if c.method.name == "base"}
+    if scale:
+        assert {c.sweep for c in cells} == {f"{name}-pocket"}
+        assert {c.base.name for c in cells} <= {"pocket-s", "pocket-m"}
+        assert len(cells) <= 24
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in shipped("sweeps").glob("*.yaml")))
+def test_every_shipped_sweep_plans_at_pocket_scale(name, tmp_path):
+    """Data, tasks and all: nothing but the runs themselves is left to fail. The full scale needs the hub to plan."""
+    _, cells = sweep_cells(name, ["scale=pocket", f"run.root={tmp_path}"])
+    planned = plan.plan(cells)
+    plan.check(plan.to_run(planned, retry_failed=False))
+    costs = [Estimator(planned, 1e12).cost(p) for p in planned[:1]]
+    assert {p.state for p in planned} == {plan.MISSING}
+    assert all(0 < cost.seconds < 600 for cost in costs)
 
 
 @pytest.mark.parametrize("group", ["base", "data", "evals"])

@@ -26,7 +26,8 @@ def sweep_arguments(command: str, arguments: list[str]) -> tuple[argparse.Namesp
     parser = new_parser(
         command,
         "NAME is a file in sweeps/ (yours or the project's) or a path. Overrides are Hydra's: key=value, key=a,b or "
-        "key=range(0,5) replace that axis in every arm; arms.NAME.key=values in one arm; ~arms.NAME leaves an arm out.",
+        "key=range(0,5) replace that axis in every arm; arms.NAME.key=values in one arm; ~arms.NAME leaves an arm out. "
+        "scale=pocket is a trial of it on pocket bases and data.",
         f"harness {command} pocket size=4,16,64 run.workers=2",
     )
     parser.add_argument("name", metavar="NAME")

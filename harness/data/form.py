@@ -34,13 +34,17 @@ def _template(text: str) -> jinja2.Template:
 
 
 def to_messages(form: Form, row: Row, place: str) -> list[Message]:
-    """The row's turns. Raises HarnessError, naming `place`, where a column is missing or the turns make no dialogue."""
-    if bool(form.turns) == bool(form.conversation):
+    """The row's turns; none for one that the form leaves out.
+
+    Raises HarnessError, naming `place`, where a column is missing or the turns make no example.
+    """
+    in_columns = bool(form.conversation or form.chosen or form.rejected)
+    if bool(form.turns) == in_columns or bool(form.chosen) != bool(form.rejected):
         raise HarnessError(
-            "a form needs either `turns` or `conversation`; pick one with e.g. form@data.sources.file.form=alpaca "
-            "(alpaca, messages, prompt_completion, sharegpt)"
+            "a form needs either `turns`, or `conversation`, or both `chosen` and `rejected`; pick one with e.g. "
+            "form@data.sources.file.form=alpaca (alpaca, messages, preferences, prompt_completion, sharegpt)"
         )
-    messages = _from_conversation(form, row, place) if form.conversation else _from_columns(form, row, place)
+    messages = _from_turns(form, row, place) if in_columns else _from_columns(form, row, place)
     if not kind_of(messages):
         roles = ", ".join(m["role"] for m in messages) or "nothing"
         raise HarnessError(
@@ -51,8 +55,13 @@ def to_messages(form: Form, row: Row, place: str) -> list[Message]:
         "".join(m["content"] for m in messages).encode()
     except UnicodeEncodeError as error:
         raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); mend the row") from error
-    if not messages[-1]["content"].strip():
-        raise HarnessError(f"{place}: the last turn ({messages[-1]['role']}) is empty; remove the row or mend it")
+    for turn in messages[-2:] if messages[-1]["role"] == "rejected" else messages[-1:]:
+        if not turn["content"].strip():
+            if form.drop_empty:
+                return []
+            raise HarnessError(
+                f"{place}: the last turn ({turn['role']}) is empty; mend the row, or leave such out by form.drop_empty"
+            )
     return messages
 
 
@@ -73,25 +82,52 @@ def _from_columns(form: Form, row: Row, place: str) -> list[Message]:
     return [m for m in messages if m["role"] != "system" or m["content"].strip()]
 
 
-def _from_conversation(form: Form, row: Row, place: str) -> list[Message]:
-    turns = row.get(form.conversation)
+def _from_turns(form: Form, row: Row, place: str) -> list[Message]:
+    asked = _conversation(form, form.conversation, row, place) if form.conversation else []
+    answers = []
+    for role, column in [("chosen", form.chosen), ("rejected", form.rejected)]:
+        if not column:
+            continue
+        *before, answer = _answered(form, column, row, place)
+        if before and asked and before != asked:
+            raise HarnessError(f"{place}: {column!r} answers other turns than the row's other columns; remove the row")
+        asked = asked or before
+        answers.append({"role": role, "content": answer["content"]})
+    return [*asked, *answers]
+
+
+def _answered(form: Form, column: str, row: Row, place: str) -> list[Message]:
+    """The turns of a column that holds an answer, as a text, a turn or the last of some turns."""
+    match row.get(column):
+        case str(text):
+            return [{"role": "assistant", "content": text}]
+        case dict(turn):
+            turns = [_turn(form, turn, place)]
+        case _:
+            turns = _conversation(form, column, row, place)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise HarnessError(f"{place}: the column {column!r} does not end with the assistant's turn; remove the row")
+    return turns
+
+
+def _conversation(form: Form, column: str, row: Row, place: str) -> list[Message]:
+    turns = row.get(column)
     if not isinstance(turns, list):
         columns = ", ".join(sorted(row))
-        raise HarnessError(
-            f"{place}: the column {form.conversation!r} does not hold a list of turns; the row has: {columns}"
-        )
-    messages = []
-    for turn in turns:
-        content = turn.get(form.content_key) if isinstance(turn, dict) else None
-        if not isinstance(content, str) or form.role_key not in turn:
-            raise HarnessError(
-                f"{place}: a turn needs text under {form.role_key!r} and {form.content_key!r}: {turn!r:.80}"
-            )
-        role = _role(turn[form.role_key], form.roles, place)
-        if form.unwrap and role == "user":
-            content = re.sub(rf"\A(?:{form.unwrap})", "", content)
-        messages.append({"role": role, "content": content})
-    return messages
+        raise HarnessError(f"{place}: the column {column!r} does not hold a list of turns; the row has: {columns}")
+    if turns and all(isinstance(text, str) for text in turns):  # as in LIMA's own file
+        turns = [{form.role_key: ("user", "assistant")[i % 2], form.content_key: text} for i, text in enumerate(turns)]
+    return [_turn(form, turn, place) for turn in turns]
+
+
+def _turn(form: Form, turn: Any, place: str) -> Message:
+    content = turn.get(form.content_key) if isinstance(turn, dict) else None
+    if not isinstance(content, str) or form.role_key not in turn:
+        raise HarnessError(f"{place}: a turn needs text under {form.role_key!r} and {form.content_key!r}: {turn!r:.80}")
+    role = _role(turn[form.role_key], form.roles, place)
+    if form.unwrap and role == "user":
+        content = re.sub(rf"\A(?:{form.unwrap})", "", content)
+    return {"role": role, "content": content}
 
 
 def _role(name: Any, roles: dict[str, str], place: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from harness.artifact import build_once, cache_dir
 from harness.cell import fingerprint
 from harness.errors import HarnessError
@@ -51,21 +53,29 @@ class GymRows:
 
     def _build(self, folder: Path) -> None:
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-            for question, answer in self._distinct():
+            rows = tqdm(self._distinct(), f"rows of {self.task}", self.rows, unit="row", delay=2, disable=None)
+            for question, answer in rows:
                 file.write(json.dumps({"question": question, "answer": answer, "task": self.task}) + "\n")
 
-    def _distinct(self) -> Iterator[tuple[str, str]]:
+    def _items(self) -> Iterator[dict[str, Any]]:
+        """Items without end. Item i of a task is the same at any size, and some tasks take memory for all of them."""
         import reasoning_gym
 
-        try:
-            endless = reasoning_gym.create_dataset(self.task, size=2**31 - 1, seed=0, **self.config)
-        except (ValueError, TypeError, AssertionError) as error:
-            raise HarnessError(f"reasoning-gym has no task {self.task!r} with {self.config}: {error}") from error
+        start, size = 0, 1024
+        while True:
+            try:
+                dataset = reasoning_gym.create_dataset(self.task, size=size, seed=0, **self.config)
+            except (ValueError, TypeError, AssertionError) as error:
+                raise HarnessError(f"reasoning-gym has no task {self.task!r} with {self.config}: {error}") from error
+            yield from (dataset[index] for index in range(start, size))
+            start, size = size, 2 * size
+
+    def _distinct(self) -> Iterator[tuple[str, str]]:
         seen: set[str] = set()
-        fruitless = index = 0
+        fruitless = 0
+        items = self._items()
         while len(seen) < self.rows:
-            item = endless[index]
-            index += 1
+            item = next(items)
             fruitless += 1
             if fruitless > PATIENCE:
                 raise HarnessError(

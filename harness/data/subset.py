@@ -23,6 +23,8 @@ from harness.data.rows import Row, read_file, read_hub
 from harness.data.table import Array, Table, open_table
 from harness.errors import HarnessError
 
+RULE = "sha256(subset_seed, example id), sources dealt by weight"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -80,6 +82,7 @@ class Dataset:
     tables: dict[str, Table]  # by source
     revisions: dict[str, str]  # by source: sha256 of the file, commit of the hub dataset, or the recipe
     weights: dict[str, Fraction]
+    order: str = "hash"
     _orders: dict[int, Subset] = dataclasses.field(default_factory=dict)  # by seed
     _subsets: dict[tuple[int, int], Subset] = dataclasses.field(default_factory=dict)  # a sweep asks for each often
 
@@ -95,7 +98,11 @@ class Dataset:
             )
         if seed not in self._orders:
             weights = [self.weights[source] for source in self.tables]
-            self._orders[seed] = Subset(self.tables, *deal(list(self.tables.values()), weights, seed))
+            if self.order == "file":
+                written = np.zeros(len(self), np.uint16), np.arange(len(self), dtype=np.uint32)
+                self._orders[seed] = Subset(self.tables, *written)
+            else:
+                self._orders[seed] = Subset(self.tables, *deal(list(self.tables.values()), weights, seed))
         if (size, seed) not in self._subsets:
             self._subsets[size, seed] = self._orders[seed][:size]
         return self._subsets[size, seed]
@@ -105,7 +112,7 @@ class Dataset:
         counts = np.bincount(subset.source, minlength=len(self.tables)).tolist()
         return {
             "dataset": self.name,
-            "rule": "sha256(subset_seed, example id), sources dealt by weight",
+            "rule": "as in the file" if self.order == "file" else RULE,
             "subset_seed": seed,
             "examples": len(subset),
             "of": len(self),
@@ -115,6 +122,7 @@ class Dataset:
                     "revision": self.revisions[source],
                     "weight": float(self.weights[source]),
                     "rows": len(table),
+                    "left_out": table.left_out,
                     "taken": taken,
                 }
                 for (source, table), taken in zip(self.tables.items(), counts, strict=True)
@@ -145,6 +153,8 @@ def load_dataset(data: Data) -> Dataset:
 def _load(data: Data) -> Dataset:
     if not data.sources:
         raise HarnessError(f"the dataset {data.name!r} has no sources; name a file under data.sources")
+    if data.order not in ("hash", "file") or (data.order == "file" and len(data.sources) > 1):
+        raise HarnessError(f"data.order={data.order!r} must be hash or, with one source, file")
     tables, revisions, weights = {}, {}, {}
     for name, source in data.sources.items():
         if not 1e-6 <= source.weight <= 1e6:
@@ -155,7 +165,7 @@ def _load(data: Data) -> Dataset:
         label = f"data.sources.{name} ({source.path or 'made'})"
         tables[name] = open_table(what, source.form, rows, label)
         weights[name] = Fraction(source.weight).limit_denominator(10**6)
-    return Dataset(data.name, tables, revisions, weights)
+    return Dataset(data.name, tables, revisions, weights, data.order)
 
 
 def _rows(name: str, source: Source) -> tuple[list[Any], str, Iterable[tuple[str, Row]]]:

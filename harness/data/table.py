@@ -24,7 +24,7 @@ from harness.data import rows as readers
 from harness.data.rows import Row
 from harness.errors import HarnessError
 
-FORMAT = 1  # of the files and of the ids of copies; raise it with a change of either
+FORMAT = 2  # of the files and of the ids of copies; raise it with a change of either
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -35,6 +35,7 @@ class Table:
     ids: Array  # (rows, 32) bytes
     turns: Array  # bytes: one line of JSON a row
     ends: Array  # (rows,): where each row's line ends
+    left_out: int  # rows of the source that the form leaves out
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,6 +76,7 @@ def _opened(folder: Path) -> Table:
         ids=mapped(folder / "ids.npy"),
         turns=np.asarray(np.memmap(folder / "turns.jsonl", mode="r")),
         ends=mapped(folder / "ends.npy"),
+        left_out=int(np.load(folder / "left_out.npy")),
     )
 
 
@@ -84,10 +86,13 @@ def mapped(file: Path) -> Array:
 
 
 def _write(folder: Path, form: Form, rows: Iterable[tuple[str, Row]], name: str) -> None:
-    digests, ends, end = bytearray(), array("q"), 0
+    digests, ends, end, left_out = bytearray(), array("q"), 0, 0
     with (folder / "turns.jsonl").open("wb") as file:
         for place, row in tqdm(rows, desc=f"rows of {name}", unit="row", delay=2, disable=None, dynamic_ncols=True):
-            line = canonical_json(forms.to_messages(form, row, place)).encode()
+            if not (messages := forms.to_messages(form, row, place)):
+                left_out += 1
+                continue
+            line = canonical_json(messages).encode()
             digests += hashlib.sha256(line).digest()
             end += file.write(line + b"\n")
             ends.append(end)
@@ -97,6 +102,7 @@ def _write(folder: Path, form: Form, rows: Iterable[tuple[str, Row]], name: str)
     _number_copies(ids)
     np.save(folder / "ids.npy", ids)
     np.save(folder / "ends.npy", np.frombuffer(ends, np.int64))
+    np.save(folder / "left_out.npy", left_out)
 
 
 def _number_copies(ids: Array) -> None:
