@@ -51,10 +51,16 @@ class Turn:
 
 @dataclass
 class Form:
-    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns."""
+    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns.
+
+    Pairs may have columns for the two answers, `chosen` and `rejected`, each a text, a turn or a list of turns, of
+    which the last one is the answer; what comes before it is the prompt, or repeats that of `conversation`.
+    """
 
     turns: list[Turn] = field(default_factory=list)
     conversation: str = ""
+    chosen: str = ""
+    rejected: str = ""
     role_key: str = "role"
     content_key: str = "content"
     roles: dict[str, str] = field(default_factory=dict)  # the column's role names -> system, user, assistant
@@ -150,7 +156,7 @@ class Method:
     name: ClassVar[str]
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    needs: ClassVar[str] = "dialogue"  # the kind of example, see harness/data/kinds.py
+    needs: ClassVar[tuple[str, ...]] = ("dialogue",)  # the kinds of example it can use, see harness/data/kinds.py
     flops_a_token: ClassVar[int] = 0  # of training, for each parameter of the base
     stored_in_full: ClassVar[bool] = False  # in the base's own type; an adapter is kept in float32
 

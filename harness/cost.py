@@ -21,6 +21,7 @@ from harness import weights as weight_files
 from harness.base import load_tokenizer
 from harness.cell import Cell
 from harness.data.chat import tokenize_all
+from harness.data.pairs import dialogues_of
 from harness.history import History, read_finished
 from harness.plan import DONE, Planned
 from harness.run import subset_of
@@ -198,13 +199,14 @@ class Estimator:
     def _sampled_tokens(self, base: str, data: str) -> float:
         """Of an example, on average; by characters where the tokenizer is not made yet or takes long to load (GGUF)."""
         cell = self.largest[base, data]
-        dialogues = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
+        examples = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
+        dialogues = [dialogue for messages in examples for dialogue in dialogues_of(messages)]
         if cell.base.make or cell.base.gguf_file:
             characters = sum(len(turn["content"]) for messages in dialogues for turn in messages)
-            return characters / TOKEN_CHARACTERS / len(dialogues)
+            return characters / TOKEN_CHARACTERS / len(examples)
         cut = getattr(cell.method, "max_length", sys.maxsize)
         lengths = [min(cut, len(d.ids)) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
-        return sum(lengths) / len(lengths)
+        return sum(lengths) / len(examples)
 
 
 def _width(cell: Cell) -> float:

@@ -15,6 +15,7 @@ ROWS = [
     {"harness.cell", "harness.pocket"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"},
+    {"harness.objective"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
     {"harness.tuning"},
     {"harness.methods"},
