@@ -32,7 +32,7 @@ bench: .venv/bench
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol,rl]'
 	touch $@
 
 .venv/bench: .venv/dev

@@ -171,6 +171,10 @@ class Method:
         """Examples that so many steps go through, repeats counted."""
         return 0
 
+    def tokens_of(self, tokens: float) -> float:
+        """Tokens trained on for an example that has so many; a method that writes answers has more."""
+        return tokens
+
     def trained_parameters(self, shapes: Shapes) -> int:
         """How many weights are trained, on a base whose weights have these shapes."""
         return 0

@@ -85,7 +85,7 @@ def fine_tune(
         next(islice(batches, done, done), None)
         budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
         started = time.perf_counter() - told["seconds"]
-        during.enter_context(_as_told(model, run))
+        during.enter_context(as_told(model, run))
         during.enter_context(preempt.ends_by_itself())
         for step in range(done, steps):
             with part("read the batch"):
@@ -135,7 +135,7 @@ def fine_tune(
 
 
 @contextmanager
-def _as_told(model: Any, run: Run) -> Iterator[None]:
+def as_told(model: Any, run: Run) -> Iterator[None]:
     """Recompute activations instead of keeping them, compile the layers, if told to; the model leaves as it came."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers and (run.checkpoint_activations or run.compile):

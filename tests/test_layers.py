@@ -15,9 +15,9 @@ ROWS = [
     {"harness.cell", "harness.pocket"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"},
-    {"harness.objective"},
+    {"harness.objective", "harness.rewards"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"},
-    {"harness.tuning"},
+    {"harness.tuning", "harness.rl"},
     {"harness.methods"},
     {"harness.prompts", "harness.compose", "harness.weights"},
     {"harness.lm", "harness.vllm"},
@@ -36,11 +36,14 @@ DOORS = {
     "wandb": {"harness.board"},
     "peft": {"harness.tuning", "harness.lowrank"},
     "matplotlib": {"analysis"},
-    "reasoning_gym": {"harness.data"},
+    "trl": {"harness.rl"},
+    "math_verify": {"harness.rewards"},
+    "reasoning_gym": {"harness.data", "harness.rewards"},
     "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}
     | {
         "harness.engines",
         "harness.weights",
+        "harness.methods",
     },  # below the command line only `hydra.utils.instantiate`, for what a configuration makes
 }
 FILES = sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])

@@ -23,13 +23,15 @@ class GymRows:
 
     A question belongs to one split by its own hash, so none that is trained on is ever asked: other seeds alone would
     not do, since all 200 sums of two one-digit numbers come up under any seed. Without `split` all questions are drawn
-    from, for configurations that have none in common. `config` goes to the task.
+    from, for configurations that have none in common. `config` goes to the task. With `entries` a column `entry` holds,
+    as JSON, what the task's scorer compares answers with.
     """
 
     task: str
     rows: int
     split: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    entries: bool = False
 
     def __post_init__(self) -> None:
         if self.split is not None and self.split not in SPLITS:
@@ -43,7 +45,8 @@ class GymRows:
                 "reasoning-gym is not installed; pip install 'superficial-alignment-harness[smol]'"
             ) from error
         shares = [len(share) for share in SPLITS.values()]
-        return fingerprint([version, shares, self.task, self.split, self.rows, dict(self.config)])
+        what = [version, shares, self.task, self.split, self.rows, dict(self.config)]
+        return fingerprint([*what, "entries"] if self.entries else what)
 
     def path(self) -> Path:
         folder = cache_dir() / "gym" / f"{self.task}-{self.split or 'all'}-{self.rows}-{self.identity()[:12]}"
@@ -51,10 +54,28 @@ class GymRows:
 
     def _build(self, folder: Path) -> None:
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-            for question, answer in self._distinct():
-                file.write(json.dumps({"question": question, "answer": answer, "task": self.task}) + "\n")
+            for item in self._distinct():
+                row = {"question": item["question"], "answer": item["answer"], "task": self.task}
+                file.write(json.dumps({**row, "entry": self._entry(item)} if self.entries else row) + "\n")
 
-    def _distinct(self) -> Iterator[tuple[str, str]]:
+    def _entry(self, item: dict[str, Any]) -> str:
+        """The item as JSON, from which its own answer must still get the score that it gets from the item itself."""
+        from reasoning_gym import get_score_answer_fn
+
+        score = get_score_answer_fn(self.task)
+        try:
+            text = json.dumps(item)
+            whole = score(item["answer"], json.loads(text)) == score(item["answer"], item)
+        except (TypeError, ValueError, KeyError):
+            whole = False
+        if not whole:
+            raise HarnessError(
+                f"reasoning-gym's {self.task} scores with more than JSON can hold; leave out `entries` and compare "
+                "answers with harness.rewards.ExactMatch"
+            )
+        return text
+
+    def _distinct(self) -> Iterator[dict[str, Any]]:
         import reasoning_gym
 
         try:
@@ -77,4 +98,4 @@ class GymRows:
             if question not in seen and (self.split is None or tenth in SPLITS[self.split]):
                 seen.add(question)
                 fruitless = 0
-                yield question, item["answer"]
+                yield item
