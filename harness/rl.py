@@ -193,6 +193,10 @@ class _Trainer(trl.GRPOTrainer):
         # Had TRL known of it, it would have taken a copy of the adapter for the reference; so it switches it off.
         self.beta = how.beta
 
+    @property
+    def step(self) -> int:
+        return self.done + self.state.global_step
+
     def _rate(self, step: int) -> float:
         return self.how.lr_at(min(self.done + step, self.steps - 1), self.steps) / self.how.lr
 
@@ -218,7 +222,7 @@ class _Trainer(trl.GRPOTrainer):
 
     def training_step(self, *given: Any, **named: Any) -> Any:
         if self._step % self.args.gradient_accumulation_steps == 0:
-            mark = fingerprint([self.cell.seed, self.done + self.state.global_step])
+            mark = fingerprint([self.cell.seed, self.step])
             torch.manual_seed(int(mark[:15], 16))
         return super().training_step(*given, **named)
 
@@ -239,6 +243,8 @@ class _Trainer(trl.GRPOTrainer):
         tail = 2 + len(encode(tokenizer, text))
 
         def pick(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            if not logits.isfinite().all():
+                raise DivergedError(f"no finite logits at step {self.step}; lower method.lr")
             return torch.multinomial((logits / self.how.temperature).softmax(-1), 1).squeeze(1)
 
         def ended(said: list[int]) -> bool:
@@ -263,7 +269,7 @@ class _Trainer(trl.GRPOTrainer):
         super().log(logs, start_time)  # which adds TRL's metrics
         if "loss" not in logs:  # of the whole training
             return
-        step = self.done + self.state.global_step - 1
+        step = self.step - 1
         values = {"loss": logs["loss"], "lr": self.how.lr_at(step, self.steps), "grad_norm": logs["grad_norm"]}
         values |= {name: logs[theirs] for name, theirs in _TOLD.items() if theirs in logs}
         values |= {f"reward_{name}": logs[f"rewards/{name}/mean"] for name in self.reward_func_names}

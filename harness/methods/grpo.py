@@ -94,12 +94,13 @@ class Grpo(Schedule, Method):
     def adapt(
         self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
+        flops_a_token = self.flops_a_token * base.model.num_parameters()
+
         def train(model: Any) -> dict[str, Any]:
             from harness.rl import reinforce
 
             prompts = [prompt_of(example.messages) for example in examples]
             record = reinforce(base, model, prompts, self.terms(), self, cell, attempt)
-            flops = self.flops_a_token * base.model.num_parameters() * record["tokens"]
-            return {**record, "held": self.hold, "flops": flops}
+            return {**record, "held": self.hold, "flops": flops_a_token * record["tokens"]}
 
         return adapter(base, self.lora, cell, attempt, train)
