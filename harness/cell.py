@@ -51,16 +51,10 @@ class Turn:
 
 @dataclass
 class Form:
-    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns.
-
-    Pairs may have columns for the two answers, `chosen` and `rejected`, each a text, a turn or a list of turns, of
-    which the last one is the answer; what comes before it is the prompt, or repeats that of `conversation`.
-    """
+    """How a row becomes chat turns: either `turns`, one template each, or `conversation`, a column that lists turns."""
 
     turns: list[Turn] = field(default_factory=list)
     conversation: str = ""
-    chosen: str = ""
-    rejected: str = ""
     role_key: str = "role"
     content_key: str = "content"
     roles: dict[str, str] = field(default_factory=dict)  # the column's role names -> system, user, assistant

@@ -180,6 +180,7 @@ class _Trainer(trl.GRPOTrainer):
         optimizer: Any,
     ) -> None:
         self.base, self.how, self.cell, (self.done, self.steps) = base, how, cell, stretch
+        exact = [(p, p.data) for p in model.parameters() if p.requires_grad]
         args.reward_weights = [term.weight for term in terms.values()]
         super().__init__(
             model=model,
@@ -189,6 +190,8 @@ class _Trainer(trl.GRPOTrainer):
             processing_class=base.tokenizer,
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)),
         )
+        for parameter, data in exact:  # which TRL rounds to bfloat16 on a quantised base
+            parameter.data = data
         self.remove_callback(PrinterCallback)
         # Had TRL known of it, it would have taken a copy of the adapter for the reference; so it switches it off.
         self.beta = how.beta

@@ -12,7 +12,7 @@ import torch
 from harness import store
 from harness.base import LoadedBase
 from harness.cell import Cell, Data, Form, Source, Turn
-from harness.data.chat import tokenize
+from harness.data.chat import Tokens, tokenize
 from harness.data.pairs import Pair, token_pairs, with_answer
 from harness.data.subset import load_dataset
 from harness.errors import HarnessError
@@ -241,3 +241,11 @@ def test_show_prints_both_answers(make_cell: Make, pairs: Data, capsys: pytest.C
     said = capsys.readouterr().out
     assert "## chosen answer" in said
     assert "## rejected answer" in said
+
+
+def test_a_pass_that_only_fills_up_adds_nothing(loaded: LoadedBase) -> None:
+    """Of several processes, one may have nothing to learn from; sharded ones must make as many passes all the same."""
+    nothing = Tokens([5], [False])
+    values, grads = ours(adapted(loaded), [Pair(nothing, nothing)], "sigmoid")
+    assert set(values.values()) == {0.0}
+    assert not any(gradient.any() for gradient in grads.values())

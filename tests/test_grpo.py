@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("trl", reason="TRL comes with the extra `rl`")
 
 from harness import preempt, store
 from harness.base import LoadedBase
 from harness.cell import Cell, Data, Form, Turn
+from harness.cost import Estimator
 from harness.data.chat import render
 from harness.errors import DivergedError, HarnessError
 from harness.methods.dpo import Dpo
@@ -211,6 +213,16 @@ def test_a_model_that_cannot_be_laid_out_in_rows_samples_by_transformers(make_ce
     assert whole(loaded) == before
 
 
+def test_an_adapter_on_a_quantised_base_stays_in_float32(
+    make_cell: Make, loaded: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL would round it to bfloat16, where small steps are lost. Of quantising, here is only what TRL asks for."""
+    cell = make_cell(quick(), size=8)
+    wanted = outcome(run(elsewhere(cell, tmp_path / "plain")))
+    monkeypatch.setattr(loaded.model, "is_loaded_in_4bit", True, raising=False)
+    assert outcome(run(cell)) == wanted
+
+
 def test_prompts_are_asked_as_evaluation_asks_them(loaded: LoadedBase) -> None:
     """Up to where the assistant begins, and BOS at most once, also where template and tokenizer both write one."""
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is red?"}]
@@ -279,3 +291,20 @@ def test_several_processes_are_refused(make_cell: Make, monkeypatch: pytest.Monk
     monkeypatch.setattr("harness.ranks.count", lambda: 2)
     with pytest.raises(HarnessError, match="runs in one process"):
         reinforce(None, None, [], {}, quick(), make_cell(), None)  # type: ignore[arg-type]
+
+
+def test_a_plan_foretells_at_most_the_tokens_that_are_written(cell: Cell) -> None:
+    (planned,) = plan([cell])
+    said = Estimator([planned], speed=1e12).cost(planned)
+    record = training(run(cell))
+    assert record["tokens"] <= said.tokens <= 2 * record["tokens"]
+    assert said.train_flops == pytest.approx(record["flops"] * said.tokens / record["tokens"])
+
+
+def test_a_head_that_is_trained_whole_is_trained(make_cell: Make, loaded: LoadedBase) -> None:
+    """TRL multiplies with the head's weight by itself."""
+    before = loaded.model.lm_head.weight.clone()
+    folder = run(make_cell(quick(beta=0.05, lora=Lora(rank=4, modules_to_save=["lm_head"])), size=8))
+    assert not torch.equal(load_file(folder / store.ADAPTER)["base_model.model.lm_head.weight"], before)
+    assert torch.equal(loaded.model.lm_head.weight, before)
+    assert steps_of(folder)[0]["kl"] == pytest.approx(0, abs=1e-7)

@@ -35,14 +35,6 @@ def system(text: str) -> dict[str, str]:
     return {"role": "system", "content": text}
 
 
-def pair(*prompt: dict[str, str]) -> list[dict[str, str]]:
-    return [*prompt, {"role": "chosen", "content": "yes"}, {"role": "rejected", "content": "no"}]
-
-
-def shared(role: str, text: str) -> dict[str, str]:
-    return {"from": role, "value": text}
-
-
 @pytest.mark.parametrize(
     ("name", "row", "turns"),
     [
@@ -71,27 +63,6 @@ def shared(role: str, text: str) -> dict[str, str]:
             [system("s"), user("a"), assistant("b"), user("c"), assistant("d")],
         ),
         ("messages", {"messages": [system("s"), user("a"), assistant("b")]}, [system("s"), user("a"), assistant("b")]),
-        ("pair", {"prompt": "a", "chosen": "yes", "rejected": "no"}, pair(user("a"))),
-        (
-            "pair_messages",
-            {"prompt": "a", "chosen": [user("a"), assistant("yes")], "rejected": [user("a"), assistant("no")]},
-            pair(user("a")),
-        ),
-        (
-            "pair_answers",
-            {"prompt": [system("s"), user("a")], "chosen": [assistant("yes")], "rejected": [assistant("no")]},
-            pair(system("s"), user("a")),
-        ),
-        ("pair_answers", {"prompt": [user("a")], "chosen": "yes", "rejected": "no"}, pair(user("a"))),
-        (
-            "pair_sharegpt",
-            {
-                "conversations": [shared("human", "a"), shared("gpt", "b"), shared("human", "c")],
-                "chosen": shared("gpt", "yes"),
-                "rejected": shared("gpt", "no"),
-            },
-            pair(user("a"), assistant("b"), user("c")),
-        ),
     ],
 )
 def test_each_form_gives_the_turns_of_its_rows(name: str, row: dict[str, Any], turns: list[dict[str, str]]) -> None:
@@ -146,16 +117,6 @@ def test_values_are_never_rendered_as_templates_and_templates_are_sandboxed() ->
         ("messages", {"messages": "a"}, "mine:7.*does not hold a list"),
         ("messages", {"chat": []}, "mine:7.*'messages'.*the row has: chat"),
         ("sharegpt", {"conversations": [{"from": "Human", "value": "a"}]}, "mine:7.*unknown role 'Human'"),
-        ("pair", {"prompt": "a", "chosen": " ", "rejected": "no"}, r"mine:7.*\(chosen\) is empty"),
-        ("pair", {"prompt": "a", "chosen": "yes", "rejected": ""}, r"mine:7.*\(rejected\) is empty"),
-        (
-            "pair_messages",
-            {"chosen": [user("a"), assistant("yes")], "rejected": [user("b"), assistant("no")]},
-            "mine:7.*'rejected' is to another prompt",
-        ),
-        ("pair_messages", {"chosen": "yes", "rejected": "no"}, "mine:7.*make no example"),
-        ("pair_messages", {"chosen": [user("a")], "rejected": [user("a")]}, "mine:7.*'chosen' does not end with"),
-        ("pair_messages", {"rejected": [user("a")]}, "mine:7.*a turn needs text"),
     ],
 )
 def test_a_row_that_makes_no_dialogue_is_refused_with_its_place(name: str, row: dict[str, Any], complaint: str) -> None:
@@ -165,7 +126,7 @@ def test_a_row_that_makes_no_dialogue_is_refused_with_its_place(name: str, row: 
 
 def test_a_form_is_turns_or_conversation() -> None:
     both = Form(turns=pair_form().turns, conversation="messages")
-    for wrong in (Form(), both, Form(chosen="a"), Form(conversation="messages", rejected="a")):
+    for wrong in (Form(), both):
         with pytest.raises(HarnessError, match="either `turns` or `conversation`"):
             to_messages(wrong, {}, "here")
 

@@ -35,16 +35,12 @@ def _template(text: str) -> jinja2.Template:
 
 def to_messages(form: Form, row: Row, place: str) -> list[Message]:
     """The row's turns. Raises HarnessError, naming `place`, where a column is missing or the turns make no dialogue."""
-    in_lists = bool(form.conversation or form.chosen)
-    if bool(form.turns) == in_lists or bool(form.chosen) != bool(form.rejected):
+    if bool(form.turns) == bool(form.conversation):
         raise HarnessError(
-            "a form needs either `turns` or `conversation`, or for pairs both `chosen` and `rejected`; pick one with "
-            "e.g. form@data.sources.file.form=alpaca (alpaca, messages, prompt_completion, sharegpt, pair)"
+            "a form needs either `turns` or `conversation`; pick one with e.g. form@data.sources.file.form=alpaca "
+            "(alpaca, messages, prompt_completion, sharegpt)"
         )
-    if form.turns:
-        messages = _from_columns(form, row, place)
-    else:
-        messages = _from_answers(form, row, place) if form.chosen else _from_conversation(form, row, place)
+    messages = _from_conversation(form, row, place) if form.conversation else _from_columns(form, row, place)
     if not kind_of(messages):
         roles = ", ".join(m["role"] for m in messages) or "nothing"
         raise HarnessError(
@@ -55,9 +51,8 @@ def to_messages(form: Form, row: Row, place: str) -> list[Message]:
         "".join(m["content"] for m in messages).encode()
     except UnicodeEncodeError as error:
         raise HarnessError(f"{place}: the text is not valid Unicode ({error.reason}); mend the row") from error
-    for message in messages[-2:] if messages[-1]["role"] == "rejected" else messages[-1:]:
-        if not message["content"].strip():
-            raise HarnessError(f"{place}: the last turn ({message['role']}) is empty; remove the row or mend it")
+    if not messages[-1]["content"].strip():
+        raise HarnessError(f"{place}: the last turn ({messages[-1]['role']}) is empty; remove the row or mend it")
     return messages
 
 
@@ -85,28 +80,6 @@ def _from_conversation(form: Form, row: Row, place: str) -> list[Message]:
         raise HarnessError(
             f"{place}: the column {form.conversation!r} does not hold a list of turns; the row has: {columns}"
         )
-    return _messages(form, turns, place)
-
-
-def _from_answers(form: Form, row: Row, place: str) -> list[Message]:
-    prompt = _from_conversation(form, row, place) if form.conversation else None
-    answers = []
-    for column, role in ((form.chosen, "chosen"), (form.rejected, "rejected")):
-        value = row.get(column)
-        if isinstance(value, str):
-            turns = [{"role": "assistant", "content": value}]
-        else:
-            turns = _messages(form, value if isinstance(value, list) else [value], place)
-        if not turns or turns[-1]["role"] != "assistant":
-            raise HarnessError(f"{place}: the column {column!r} does not end with the assistant's turn: {value!r:.80}")
-        prompt = turns[:-1] if prompt is None else prompt
-        if turns[:-1] not in ([], prompt):
-            raise HarnessError(f"{place}: the answer in {column!r} is to another prompt; mend the row or remove it")
-        answers.append({"role": role, "content": turns[-1]["content"]})
-    return [*(prompt or []), *answers]
-
-
-def _messages(form: Form, turns: list[Any], place: str) -> list[Message]:
     messages = []
     for turn in turns:
         content = turn.get(form.content_key) if isinstance(turn, dict) else None
