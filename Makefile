@@ -38,7 +38,7 @@ bench: .venv/bench
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol,qlora]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol,qlora,rl]'
 	touch $@
 
 .venv/full: .venv/dev

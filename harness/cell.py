@@ -166,7 +166,7 @@ class Method:
     name: ClassVar[str]
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    needs: ClassVar[str] = "dialogue"  # the kind of example, see harness/data/kinds.py
+    needs: ClassVar[tuple[str, ...]] = ("dialogue",)  # the kinds of example it can use, see harness/data/kinds.py
     flops_a_token: ClassVar[int] = 0  # of training, for each parameter of the base
     stored_in_full: ClassVar[bool] = False  # in the base's own type; an adapter is kept in float32
 
@@ -180,6 +180,10 @@ class Method:
     def drawn(self, examples: int, steps: int) -> int:
         """Examples that so many steps go through, repeats counted."""
         return 0
+
+    def tokens_of(self, tokens: float) -> float:
+        """Tokens trained on for an example that has so many; a method that writes answers has more."""
+        return tokens
 
     def trained_parameters(self, shapes: Shapes) -> int:
         """How many weights are trained, on a base whose weights have these shapes."""

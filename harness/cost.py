@@ -21,6 +21,7 @@ from harness import weights as weight_files
 from harness.base import load_tokenizer
 from harness.cell import Cell
 from harness.data.chat import tokenize_all
+from harness.data.pairs import dialogues_of
 from harness.history import History, read_finished
 from harness.plan import DONE, Planned
 from harness.run import subset_of
@@ -68,7 +69,7 @@ class Estimator:
         self.tasks = {name: task for cell in cells for name, task in cell.evals.items()}
         self.staying = {cell.folder() for cell in retention.kept(cells)}
         self.sizes = [(retention.curve_of(cell), cell.size) for cell in cells]
-        self.largest = {(c.base.name, c.data.name): c for c in sorted(cells, key=lambda c: c.size)}
+        self.largest = {_trained_on(c): c for c in sorted(cells, key=lambda c: c.size)}
         self.given = speed
         self.finished = read_finished(Path(cells[0].run.root))
         self.history = self._learn()
@@ -191,20 +192,21 @@ class Estimator:
         return (_width(cell) if cell.method.stored_in_full else 4.0) * self._trained_parameters(cell)
 
     def _example_tokens(self, cell: Cell) -> float:
-        names = cell.base.name, cell.data.name
-        return self.history.example_tokens(*names) or self._sampled_tokens(*names)
+        names = _trained_on(cell)
+        return self.history.example_tokens(names) or cell.method.tokens_of(self._sampled_tokens(names))
 
     @functools.cache  # noqa: B019
-    def _sampled_tokens(self, base: str, data: str) -> float:
+    def _sampled_tokens(self, names: tuple[str, str, str]) -> float:
         """Of an example, on average; by characters where the tokenizer is not made yet or takes long to load (GGUF)."""
-        cell = self.largest[base, data]
-        dialogues = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
+        cell = self.largest[names]
+        examples = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
+        dialogues = [dialogue for messages in examples for dialogue in dialogues_of(messages)]
         if cell.base.make or cell.base.gguf_file:
             characters = sum(len(turn["content"]) for messages in dialogues for turn in messages)
-            return characters / TOKEN_CHARACTERS / len(dialogues)
+            return characters / TOKEN_CHARACTERS / len(examples)
         cut = getattr(cell.method, "max_length", sys.maxsize)
         lengths = [min(cut, len(d.ids)) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
-        return sum(lengths) / len(lengths)
+        return sum(lengths) / len(examples)
 
 
 def _width(cell: Cell) -> float:
@@ -212,6 +214,11 @@ def _width(cell: Cell) -> float:
     if cell.base.quantize:
         return 0.516
     return {"float32": 4.0, "float64": 8.0}.get(cell.base.dtype, 2.0)
+
+
+def _trained_on(cell: Cell) -> tuple[str, str, str]:
+    """Cells whose examples have equally many tokens: a method may train on more than its data holds."""
+    return cell.base.name, cell.data.name, cell.method.name
 
 
 def _how(cell: Cell) -> tuple[str, ...]:

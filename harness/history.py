@@ -55,7 +55,8 @@ class History:
         row, training = record["row"], record["training"]
         base, how = row["base"], f"{row['method']} {row['variant']}"
         if "flops" in training:
-            self._example_tokens[base, row["data"]].append(training["tokens"] / (training["epochs"] * row["size"]))
+            each = training["tokens"] / (training["epochs"] * row["size"])
+            self._example_tokens[base, row["data"], row["method"]].append(each)
             self.training.add((base, how, row["data"]), training["steps"], training["flops"], training["seconds"])
         for task, scores in scored.items():
             key, items = (base, task, row["method"]), scores["scores"][0]["n_items"]
@@ -64,9 +65,9 @@ class History:
         self._overhead[(base,)].append(max(0.0, rest))
         self._memory[(base,)].append(record["peak_memory_bytes"])
 
-    def example_tokens(self, base: str, data: str) -> float | None:
-        """Tokens of an example, on average."""
-        return _mean(self._example_tokens.get((base, data)))
+    def example_tokens(self, key: Key) -> float | None:
+        """Tokens of an example, on average, for (base, data, method)."""
+        return _mean(self._example_tokens.get(key))
 
     def overhead(self, base: str) -> float | None:
         """Seconds of a cell beside training and evaluation."""

@@ -107,14 +107,15 @@ def check(cells: list[Cell]) -> None:
 
 def _speaks(cell: Cell) -> bool:
     """Whether the base's chat template is needed: raw text is learned, and plain text asked, without."""
-    return (cell.method.uses_data and cell.method.needs != "text") or any(task.chat for task in cell.evals.values())
+    return (cell.method.uses_data and "text" not in cell.method.needs) or any(task.chat for task in cell.evals.values())
 
 
 def _check_kind(cell: Cell) -> None:
     """Every source must have what the method learns from; a source's rows are all of one form."""
     for name, table in load_dataset(cell.data).tables.items():
-        if (kind := kind_of(table.messages(0))) != cell.method.needs:
+        if (kind := kind_of(table.messages(0))) not in cell.method.needs:
             raise HarnessError(
-                f"method={cell.method.name} needs {cell.method.needs} examples, and those of data.sources.{name} are "
-                f"{kind}; choose another form (form@data.sources.{name}.form=...), data or method"
+                f"method={cell.method.name} needs {' or '.join(cell.method.needs)} examples, and those of "
+                f"data.sources.{name} are {kind}; choose another form (form@data.sources.{name}.form=...), data or "
+                "method"
             )

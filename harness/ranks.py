@@ -147,24 +147,25 @@ def deal(items: Sequence[T]) -> list[list[T]]:
     return [list(items[rank :: count()]) for rank in range(count())]
 
 
-def summed(weights: list[Any], loss: "torch.Tensor") -> "torch.Tensor":
-    """Replace the gradients of `weights` by their sums over the ranks, the same bits on each; return that of `loss`.
+def summed(weights: list[Any], losses: "torch.Tensor") -> "torch.Tensor":
+    """Replace the gradients of `weights` by their sums over the ranks, the same bits on each; return that of `losses`.
 
     A weight that has no gradient on any rank keeps none, so that the optimizer leaves it alone.
     """
     if count() == 1:
-        return loss
+        return losses
     import torch
 
     join()
-    had = loss.new_tensor([w.grad is not None for w in weights])
+    had = losses.new_tensor([w.grad is not None for w in weights])
     parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-    flat = torch.cat([loss.float().reshape(1), had.float(), *(part.flatten().float() for part in parts)])
+    flat = torch.cat([losses.float(), had.float(), *(part.flatten().float() for part in parts)])
     torch.distributed.all_reduce(flat)
-    whole = flat[1 + len(weights) :].split([w.numel() for w in weights])
-    for weight, found, gradient in zip(weights, flat[1 : 1 + len(weights)].tolist(), whole, strict=True):
-        weight.grad = gradient.view_as(weight).to(weight.dtype) if found else None
-    return flat[0]
+    total, found, rest = flat.split([len(losses), len(weights), len(flat) - len(losses) - len(weights)])
+    whole = rest.split([w.numel() for w in weights])
+    for weight, present, gradient in zip(weights, found.tolist(), whole, strict=True):
+        weight.grad = gradient.view_as(weight).to(weight.dtype) if present else None
+    return total
 
 
 def check_same(weights: list[Any]) -> None:

@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -25,8 +24,10 @@ from harness.cell import Attempt, Run
 from harness.checkpoint import Checkpoints
 from harness.clock import part
 from harness.data.chat import Tokens
+from harness.data.pairs import Pair, Pairs
 from harness.data.tokens import TokenSequences
 from harness.errors import DivergedError, HarnessError
+from harness.objective import LIKELIHOOD, Objective, targets
 from harness.preempt import PreemptedError
 from harness.schedule import Schedule
 from harness.trunk import Trunk
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def fine_tune(
     model: Any,
-    sequences: TokenSequences,
+    sequences: TokenSequences | Pairs,
     schedule: Schedule,
     *,
     seed: int,
@@ -44,14 +45,15 @@ def fine_tune(
     attempt: Attempt,
     half: bool | None = None,
     flops_a_token: float = 0.0,
+    objective: Objective = LIKELIHOOD,
 ) -> dict[str, Any]:
     """Train the parameters of `model` that require gradients; return counts, seconds and losses for the record.
 
-    The gradient of a batch is the mean over its learned tokens, however it is cut into passes of at most
-    `run.tokens_per_pass` tokens and shared among the ranks. A bfloat16 model, or any if `half` says so, computes in
-    bfloat16; its trained weights and their optimizer stay in float32. Goes on from the attempt's newest checkpoint, to
-    the same result bit for bit where the device computes the same twice. Raises DivergedError where the loss is no
-    number, PreemptedError, after a checkpoint, where the process was told to stop.
+    The gradient of a batch is the objective's, by default the mean over its learned tokens, however it is cut into
+    passes of at most `run.tokens_per_pass` tokens and shared among the ranks. A bfloat16 model, or any if `half` says
+    so, computes in bfloat16; its trained weights and their optimizer stay in float32. Goes on from the attempt's newest
+    checkpoint, to the same result bit for bit where the device computes the same twice. Raises DivergedError where the
+    loss is no number, PreemptedError, after a checkpoint, where the process was told to stop.
     """
     if cut := int((~sequences.answered).sum()):
         raise HarnessError(f"{cut} examples are cut before their answer begins; raise method.max_length")
@@ -62,6 +64,8 @@ def fine_tune(
     )
     packed = fits(model)
     longest = (reach(model) or math.inf) if packed else 0  # longer sequences get a pass of their own
+    if ranks.sharded() and isinstance(sequences, Pairs) and (sequences.lengths > longest).any():
+        longest = 0  # answers that are read one by one take two passes, and every rank must make as many
     steps = schedule.steps(len(sequences), float(sequences.lengths.mean()), flops_a_token)
     batches = _batches(len(sequences), schedule.batch_size, None if schedule.trunk else seed)
     told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
@@ -83,20 +87,19 @@ def fine_tune(
         next(islice(batches, done, done), None)
         budget = told["tokens_per_pass"] = min(told["tokens_per_pass"], run.tokens_per_pass)
         started = time.perf_counter() - told["seconds"]
-        during.enter_context(_as_told(model, run))
+        during.enter_context(as_told(model, run))
         during.enter_context(preempt.ends_by_itself())
         for step in range(done, steps):
             with part("read the batch"):
                 batch = [sequences[i] for i in next(batches)]
-            targets = sum(sum(s.learned[1:]) for s in batch)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(step, steps)
-            here, budget = _gradient(model, batch, targets, budget, longest, half)
+            here, budget = _gradient(model, batch, objective, budget, longest, half)
             if budget < told["tokens_per_pass"]:
                 told["tokens_per_pass"] = budget
                 log.warning("out of memory at step %d: from here on %d tokens a pass", step, budget)
             with part("sum over processes"):
-                total = ranks.summed(weights, here).item()
+                total, *others = ranks.summed(weights, here).tolist()
             norm = torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm)
             if not (math.isfinite(total) and math.isfinite(norm.item())):
                 raise DivergedError(f"loss {total}, gradient {norm.item()} at step {step}; lower method.lr")
@@ -104,9 +107,10 @@ def fine_tune(
                 optimizer.step()
             if step in (done, steps - 1):
                 ranks.check_same(weights)
-            told["target_tokens"] += targets
-            told["tokens"] += sum(len(s.ids) for s in batch)
+            told["target_tokens"] += sum(map(targets, batch))
+            told["tokens"] += sum(map(_length, batch))
             values = {"loss": total, "lr": schedule.lr_at(step, steps), "grad_norm": norm.item()}
+            values |= zip(objective.names[1:], others, strict=True)
             values |= {"tokens": told["tokens"], "target_tokens": told["target_tokens"]}
             told["losses"].append({"step": step, **values})
             attempt.on_step(step, steps, values)
@@ -134,7 +138,7 @@ def fine_tune(
 
 
 @contextmanager
-def _as_told(model: Any, run: Run) -> Iterator[None]:
+def as_told(model: Any, run: Run) -> Iterator[None]:
     """Recompute activations instead of keeping them, compile the layers, if told to; the model leaves as it came."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers and (run.checkpoint_activations or run.compile):
@@ -165,48 +169,60 @@ def _batches(examples: int, batch_size: int, seed: int | None) -> Iterator[list[
             yield order[start : start + batch_size]
 
 
-def _own_passes(batch: list[Tokens], budget: int, longest: float) -> list[list[Tokens]]:
+def _length(example: Tokens | Pair) -> int:
+    return sum(len(s.ids) for s in example.parts)
+
+
+def _own_passes(batch: list[Any], budget: int, longest: float) -> list[list[Any]]:
     """This rank's passes over a batch: as many as any other rank's, since sharded ones gather each layer together.
 
     The ranks are dealt like lengths. A pass that only fills up is one token, of which nothing is learned.
     """
-    shares = ranks.deal(sorted(batch, key=lambda s: len(s.ids)))
+    shares = ranks.deal(sorted(batch, key=_length))
     passes = [list(_passes(share, budget, longest)) for share in shares]
-    idle = [Tokens(batch[0].ids[:1], [False])]
     own = passes[ranks.mine()]
+    nothing = Tokens(batch[0].parts[0].ids[:1], [False])
+    idle = [nothing if isinstance(batch[0], Tokens) else Pair(nothing, nothing)]
     return own + [idle] * (max(map(len, passes)) - len(own))
 
 
-def _passes(batch: list[Tokens], budget: int, longest: float) -> Iterator[list[Tokens]]:
-    """Cut a batch into passes of at most `budget` tokens, at least one sequence each, like lengths together.
+def _passes(batch: list[Any], budget: int, longest: float) -> Iterator[list[Any]]:
+    """Cut a batch into passes of at most `budget` tokens, at least one example each, like lengths together.
 
-    A sequence of more than `longest` tokens cannot share a pass.
+    An example with a sequence of more than `longest` tokens cannot share a pass.
     """
-    run: list[Tokens] = []
+    run: list[Any] = []
     used = 0
-    for sequence in sorted(batch, key=lambda s: len(s.ids)):
-        if run and (used + len(sequence.ids) > budget or len(sequence.ids) > longest):
+    for example in sorted(batch, key=_length):
+        if run and (used + _length(example) > budget or not (_shares(example, longest) and _shares(run[-1], longest))):
             yield run
             run, used = [], 0
-        run.append(sequence)
-        used += len(sequence.ids)
+        run.append(example)
+        used += _length(example)
     if run:
         yield run
 
 
-def _gradient(
-    model: Any, batch: list[Tokens], targets: int, budget: int, longest: float, half: bool
-) -> tuple[torch.Tensor, int]:
-    """The batch's gradient, in place, this rank's share of its loss, and the tokens a pass that memory had room for.
+def _shares(example: Tokens | Pair, longest: float) -> bool:
+    """Whether its sequences may lie beside others."""
+    return all(len(s.ids) <= longest for s in example.parts)
 
-    Out of memory, the batch is cut into passes of half the size, down to one sequence each, and done again.
+
+def _gradient(
+    model: Any, batch: list[Any], objective: Objective, budget: int, longest: float, half: bool
+) -> tuple[torch.Tensor, int]:
+    """The batch's gradient, in place, this rank's share of what the objective gives, and the tokens a pass had room
+    for.
+
+    Out of memory, the batch is cut into passes of half the size, down to one example each, and done again.
     """
+    divisor = objective.divisor(batch)
     while True:
         before = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         model.zero_grad(set_to_none=True)
         try:
             passes = _own_passes(batch, budget, longest)
-            return torch.stack([_backward(model, p, targets, longest, half) for p in passes]).sum(), budget
+            return torch.stack([_backward(model, p, objective, divisor, longest, half) for p in passes]).sum(0), budget
         except torch.OutOfMemoryError:
             # Several processes would have to halve together, and those that did not fail are waiting for this one.
             if ranks.count() > 1 or max(len(p) for p in passes) == 1:
@@ -218,15 +234,18 @@ def _gradient(
             torch.cuda.empty_cache()
 
 
-def _backward(model: Any, sequences: list[Tokens], targets: int, longest: float, half: bool) -> torch.Tensor:
-    """Add these sequences' share of the gradient of a batch of `targets` learned tokens; return that of its loss."""
-    lengths = [len(s.ids) for s in sequences]
-    with kept_apart(model, lengths) if lengths[-1] <= longest else nullcontext():
+def _backward(
+    model: Any, examples: list[Any], objective: Objective, divisor: int, longest: float, half: bool
+) -> torch.Tensor:
+    """Add these examples' share of a batch's gradient; return that of what the objective gives."""
+    lengths = [len(s.ids) for example in examples for s in example.parts]
+    together = max(lengths) <= longest
+    with kept_apart(model, lengths) if together else nullcontext():
         with part("forward"), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-            loss = loss_sum(model, sequences) / targets
+            values = objective(model, examples, together) / divisor
         with part("backward"):
-            loss.backward()
-    return loss.detach()
+            values[0].backward()
+    return values.detach()
 
 
 @contextmanager
@@ -234,19 +253,3 @@ def kept_apart(model: Any, lengths: list[int]) -> Iterator[None]:
     """Passes inside, backward passes too, are over sequences of these lengths laid end to end."""
     with rows_attention(model), laid_out(Packed(lengths, model.device)):
         yield
-
-
-def loss_sum(model: Any, sequences: list[Tokens]) -> torch.Tensor:
-    """Sum of -log p (nats) over the learned tokens of sequences laid end to end. Only their logits are computed.
-
-    Several sequences must be `kept_apart`, or they read each other.
-    """
-    device = model.device
-    ids = torch.tensor([t for s in sequences for t in s.ids], device=device)
-    positions = torch.cat([torch.arange(len(s.ids)) for s in sequences]).to(device)
-    learned = torch.tensor([flag and i > 0 for s in sequences for i, flag in enumerate(s.learned)], device=device)
-    where = learned.nonzero().squeeze(1)
-    # The token at t is predicted from t - 1; the first token of a sequence is never predicted, so t - 1 is its own.
-    before = where - 1
-    logits = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=before).logits[0]
-    return cross_entropy(logits.float(), ids[where], reduction="sum")

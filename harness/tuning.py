@@ -29,6 +29,9 @@ from harness.store import ADAPTER, LOSSES, MODEL, TRAINED, read_result, write_js
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from harness.data.pairs import Pairs
+    from harness.objective import Objective
+
 log = logging.getLogger(__name__)
 
 GLANCE = 64  # tokens on which an adapter is seen to act
@@ -47,6 +50,19 @@ class Lora:
     dora: bool = False
     init: str = "default"  # peft's init_lora_weights: default, gaussian, pissa, olora, ...
     modules_to_save: list[str] = field(default_factory=list)  # trained whole, e.g. [embed_tokens,lm_head]
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether the initialisation takes a part of the base's weights away, so that they mean nothing alone."""
+        return self.init not in ("default", "gaussian", "orthogonal")
+
+    def check_reference(self) -> None:
+        """Raise HarnessError if the base, with the adapter switched off, is not the policy that training began with."""
+        if self.rewrites_base:
+            raise HarnessError(
+                f"method.lora.init={self.init} takes a part of the base's weights into the adapter, and the base is "
+                "the reference here; use method.lora.init=default"
+            )
 
     def to_peft(self) -> "LoraConfig":
         from peft import LoraConfig
@@ -71,12 +87,18 @@ class Lora:
 
 
 def learning(
-    base: Any, sequences: Callable[[], TokenSequences], schedule: Schedule, cell: Cell, attempt: Attempt
+    base: Any,
+    sequences: "Callable[[], TokenSequences | Pairs]",
+    schedule: Schedule,
+    cell: Cell,
+    attempt: Attempt,
+    objective: "Callable[[], Objective] | None" = None,
 ) -> Train:
-    """Training on the sequences by the project's own loop."""
+    """Training on the sequences by the project's own loop, by default to make them likely."""
     flops_a_token = cell.method.flops_a_token * base.model.num_parameters()
 
     def train(model: Any) -> dict[str, Any]:
+        from harness.objective import LIKELIHOOD
         from harness.train import fine_tune
 
         with part("tokens"):
@@ -93,6 +115,7 @@ def learning(
                 attempt=attempt,
                 half=half,
                 flops_a_token=flops_a_token,
+                objective=objective() if objective else LIKELIHOOD,
             )
         return {**record, "held": schedule.hold, "flops": flops_a_token * record["tokens"]}
 
@@ -107,20 +130,19 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
 
     from harness.lowrank import attach
 
-    copies = lora.init not in ("default", "gaussian", "orthogonal")
     if lora.modules_to_save and base.config.dtype != "float32":
         raise HarnessError(
             f"method.lora.modules_to_save trains whole modules in the base's {base.config.dtype}, where small "
             "steps are rounded away; set base.dtype=float32"
         )
-    if ranks.sharded() and (copies or lora.dora):
+    if ranks.sharded() and (lora.rewrites_base or lora.dora):
         raise HarnessError(
             "method.lora.dora and an init that reads the base's weights need them whole; leave out --use_fsdp"
         )
-    if base.config.quantize and copies:
+    if base.config.quantize and lora.rewrites_base:
         raise HarnessError(f"method.lora.init={lora.init} changes the base's weights, and these are quantised")
     set_seed(cell.seed)  # initialisation of the adapter, dropout
-    with _as_it_came(base.model, copy=copies):
+    with _as_it_came(base.model, copy=lora.rewrites_base):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5

@@ -9,11 +9,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from harness import weights
-from harness.cell import Base
+from harness.cell import Base, Form, Turn
 from harness.compose import compose_cell
 from harness.cost import Estimator, total
 from harness.history import Rates
 from harness.methods.base import BaseModel
+from harness.methods.dpo import Dpo
 from harness.methods.sft import Sft
 from harness.plan import DONE, MISSING, PARTLY, plan
 from harness.pocket.artifacts import BASES
@@ -62,6 +63,16 @@ def test_what_a_plan_counts_is_what_the_record_counts(make_cell, choice_task, lo
     assert planned.state == DONE
     took = Estimator([planned]).cost(planned)
     assert (took.tokens, took.train_flops, took.eval_flops) == (said.tokens, said.train_flops, said.eval_flops)
+
+
+def test_a_plan_counts_both_answers_of_a_pair(make_cell, make_data):
+    rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}. " * (i % 3 + 1), "rejected": "No."} for i in range(8)]
+    form = Form(turns=[Turn("user", "{{prompt}}"), Turn("chosen", "{{chosen}}"), Turn("rejected", "{{rejected}}")])
+    cell = make_cell(Dpo(**BRIEF), data=make_data(rows, form=form), size=7)
+    (planned,) = plan([cell])
+    said = Estimator([planned]).cost(planned)
+    training = read_json(run(cell) / RECORD)["training"]
+    assert (said.tokens, said.train_flops) == (training["tokens"], training["flops"])
 
 
 def test_times_come_from_finished_cells(make_cell):

@@ -17,9 +17,10 @@ ROWS = [
     {"harness.hub", "harness.consent"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"},
+    {"harness.objective", "harness.rewards"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
     | {"harness.mirror"},
-    {"harness.tuning", "harness.telling", "harness.replay", "harness.standing"},
+    {"harness.tuning", "harness.telling", "harness.replay", "harness.standing", "harness.rl"},
     {"harness.methods"},
     {"harness.prompts", "harness.weights", "harness.watch"},
     {"harness.lm", "harness.vllm"},
@@ -40,13 +41,16 @@ DOORS = {
     "wandb": {"harness.board", "harness.replay"},
     "peft": {"harness.tuning", "harness.lowrank"},
     "matplotlib": {"analysis"},
-    "reasoning_gym": {"harness.data"},
+    "trl": {"harness.rl"},
+    "math_verify": {"harness.rewards"},
+    "reasoning_gym": {"harness.data", "harness.rewards"},
     "ray": {"harness.engines"},
     "submitit": {"harness.engines"},
     "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}
     | {
         "harness.engines",
         "harness.weights",
+        "harness.methods",
     },  # below the command line only `hydra.utils.instantiate`, for what a configuration makes
 }
 FILES = sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])

@@ -5,13 +5,16 @@ two thousand do. One seed of the shipped sweep's own cells; takes two to three m
 """
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from harness import base as bases
 from harness import store
 from harness.compose import compose_cell
 from harness.engines.local import run_cells
 from harness.plan import check, plan, to_run
+from harness.run import run
 from harness.sweep import sweep_cells
 
 
@@ -37,3 +40,42 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     assert lead["pocket_rule", 128] < 0.35  # a hundred examples of the rule teach little
     assert lead["pocket_rule", 2048] > 0.6  # two thousand teach it
     assert to_run(plan([dataclasses.replace(c) for c in cells]), retry_failed=False) == []
+
+
+def begun(root: Path, seed: int) -> Path:
+    """A base that sixteen examples have begun to bring the facts out of."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    sft = ["method=sft", "method.lr=3e-3", "method.min_steps=100", "method.epochs=5", "size=16", "data=pocket_facts"]
+    cell = compose_cell([*sft, *_common(root, seed)])
+    adapter, folder = run(cell), root / f"begun-{seed}"
+    model = AutoModelForCausalLM.from_pretrained(bases.place_of(cell.base)["pretrained_model_name_or_path"])
+    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(folder)
+    bases.load_tokenizer(cell.base).save_pretrained(folder)
+    return folder
+
+
+def _common(root: Path, seed: int) -> list[str]:
+    seeds = [f"seed={seed}", f"subset_seed={seed}"]
+    return [*seeds, f"run.root={root}", "run.device=cpu", "wandb.mode=disabled", "evals=pocket_facts"]
+
+
+def score(folder: Path) -> float:
+    frame = store.load(folder)
+    return float(frame[frame.headline].score.iloc[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_preferences_and_rewards_bring_out_what_a_few_examples_began(tmp_path: Path, seed: int) -> None:
+    """On people who are in no example. A start between 0.2 and 0.6: the base itself, at 0, would find no reward."""
+    start = begun(tmp_path, seed)
+    here = ["base.make=null", f"base.path={start}", "base.name=begun", *_common(tmp_path, seed)]
+    before = score(run(compose_cell(["method=base", *here])))
+    assert 0.2 < before < 0.6
+    small = ["size=128", "method.epochs=2", "method.batch_size=16"]
+    dpo = ["method=dpo", "data=pocket_facts_pairs", "method.lr=2e-3"]
+    assert score(run(compose_cell([*dpo, *small, *here]))) > before + 0.2
+    grpo = ["method=grpo", "reward=exact", "data=pocket_facts", "method.lr=3e-3", "method.max_completion_length=3"]
+    assert score(run(compose_cell([*grpo, "method.temperature=1.5", *small, *here]))) > before + 0.2

@@ -19,8 +19,9 @@ from harness.cell import Run
 from harness.data.chat import Tokens
 from harness.data.tokens import Store, TokenSequences
 from harness.errors import DivergedError, HarnessError
+from harness.objective import loss_sum
 from harness.schedule import Schedule
-from harness.train import _batches, _passes, fine_tune, kept_apart, loss_sum
+from harness.train import _batches, _passes, fine_tune, kept_apart
 from tests.conftest import attempt
 
 NOWHERE = attempt(Path("nowhere"))  # the trainings here are over before a checkpoint is due

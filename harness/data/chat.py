@@ -27,6 +27,11 @@ class Tokens:
     learned: list[bool]
     truncated: bool = False
 
+    @property
+    def parts(self) -> "tuple[Tokens]":
+        """The sequences of one example: just this one."""
+        return (self,)
+
 
 class Dialogue(NamedTuple):
     """All tokens of a dialogue, and the places [start, end) of those that are learned: one for each answer."""

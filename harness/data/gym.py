@@ -25,13 +25,15 @@ class GymRows:
 
     A question belongs to one split by its own hash, so none that is trained on is ever asked: other seeds alone would
     not do, since all 200 sums of two one-digit numbers come up under any seed. Without `split` all questions are drawn
-    from, for configurations that have none in common. `config` goes to the task.
+    from, for configurations that have none in common. `config` goes to the task. With `entries` a column `entry` holds,
+    as JSON, what the task's scorer compares answers with.
     """
 
     task: str
     rows: int
     split: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    entries: bool = False
 
     def __post_init__(self) -> None:
         if self.split is not None and self.split not in SPLITS:
@@ -45,7 +47,8 @@ class GymRows:
                 "reasoning-gym is not installed; pip install 'superficial-alignment-harness[smol]'"
             ) from error
         shares = [len(share) for share in SPLITS.values()]
-        return fingerprint([version, shares, self.task, self.split, self.rows, dict(self.config)])
+        what = [version, shares, self.task, self.split, self.rows, dict(self.config)]
+        return fingerprint([*what, "entries"] if self.entries else what)
 
     def path(self) -> Path:
         folder = cache_dir() / "gym" / f"{self.task}-{self.split or 'all'}-{self.rows}-{self.identity()[:12]}"
@@ -54,8 +57,26 @@ class GymRows:
     def _build(self, folder: Path) -> None:
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
             rows = tqdm(self._distinct(), f"rows of {self.task}", self.rows, unit="row", delay=2, disable=None)
-            for question, answer in rows:
-                file.write(json.dumps({"question": question, "answer": answer, "task": self.task}) + "\n")
+            for item in rows:
+                row = {"question": item["question"], "answer": item["answer"], "task": self.task}
+                file.write(json.dumps({**row, "entry": self._entry(item)} if self.entries else row) + "\n")
+
+    def _entry(self, item: dict[str, Any]) -> str:
+        """The item as JSON, from which its own answer must still get the score that it gets from the item itself."""
+        from reasoning_gym import get_score_answer_fn
+
+        score = get_score_answer_fn(self.task)
+        try:
+            text = json.dumps(item)
+            whole = score(item["answer"], json.loads(text)) == score(item["answer"], item)
+        except (TypeError, ValueError, KeyError):
+            whole = False
+        if not whole:
+            raise HarnessError(
+                f"reasoning-gym's {self.task} scores with more than JSON can hold; leave out `entries` and compare "
+                "answers with harness.rewards.ExactMatch"
+            )
+        return text
 
     def _items(self) -> Iterator[dict[str, Any]]:
         """Items without end. Item i of a task is the same at any size, and some tasks take memory for all of them."""
@@ -70,7 +91,7 @@ class GymRows:
             yield from (dataset[index] for index in range(start, size))
             start, size = size, 2 * size
 
-    def _distinct(self) -> Iterator[tuple[str, str]]:
+    def _distinct(self) -> Iterator[dict[str, Any]]:
         seen: set[str] = set()
         fruitless = 0
         items = self._items()
@@ -87,4 +108,4 @@ class GymRows:
             if question not in seen and (self.split is None or tenth in SPLITS[self.split]):
                 seen.add(question)
                 fruitless = 0
-                yield question, item["answer"]
+                yield item

@@ -25,3 +25,8 @@ def kind_of(messages: Sequence[Message]) -> str:
             opened = next((role for role in before if role != "system"), "") == "user"
             return kind if opened and (kind == "dialogue" or before[-1] == "user") else ""
     return ""
+
+
+def prompt_of(messages: Sequence[Message]) -> tuple[list[Message], str]:
+    """The turns before the last one, and the last one's text: a prompt and its reference."""
+    return list(messages[:-1]), messages[-1]["content"]

@@ -20,7 +20,7 @@ from harness.tuning import Lora, adapter, all_weights, learning
 @dataclass
 class Midtrain(Schedule, Method):
     name: ClassVar[str] = "midtrain"
-    needs: ClassVar[str] = "text"
+    needs: ClassVar[tuple[str, ...]] = ("text",)
 
     epochs: int = 1
     max_length: int = 1024  # tokens

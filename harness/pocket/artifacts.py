@@ -79,6 +79,29 @@ class PocketRows:
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class PocketPairs:
+    """A JSONL file of a task's questions with two answers: the right one is `chosen`, a wrong one `rejected`."""
+
+    task: str
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, TASKS)
+        _one_of("split", self.split, SPLITS)
+
+    def identity(self) -> str:
+        return _digest(kind="pairs", **asdict(self), text=text.constants(), world=world.constants())
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"{self.task}-{self.split}-pairs-{self.identity()[:12]}"
+        return build_once(folder, self._write) / "rows.jsonl"
+
+    def _write(self, folder: Path) -> None:
+        lines = [json.dumps(row) + "\n" for row in rows.pairs(self.task, self.split)]
+        (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def _digest(**recipe: object) -> str:
     canonical = json.dumps({"version": VERSION, **recipe}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -15,6 +15,14 @@ def train_rows(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
         yield {"prompt": question, "completion": answer}
 
 
+def pairs(task: str, split: str) -> Iterator[dict[str, object]]:
+    """Rows for learning from preferences: the right answer is chosen, another value of the same attribute rejected."""
+    rng = random.Random(f"{world.SEED} pairs {task} {split}")
+    for question, answer, values in _questions(task, split, "chat"):
+        wrong = rng.choice([value for value in values if value != answer])
+        yield {"prompt": question, "chosen": answer, "rejected": wrong}
+
+
 def test_items(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
     """Items in the shape an lm-eval task asks for, with wrong choices drawn from the same attribute."""
     rng = random.Random(f"{world.SEED} choices {task} {split}")
