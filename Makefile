@@ -10,7 +10,7 @@ demo: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# And on a Ray and a Slurm cluster that the tests start here: apt-get install munge slurmctld slurmd slurm-client
+# And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), and QLoRA
 test-full: export HARNESS_TEST_FULL = 1
 test-full: .venv/full
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -38,11 +38,11 @@ bench: .venv/bench
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol,qlora,rl]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,smol,rl]'
 	touch $@
 
 .venv/full: .venv/dev
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm,qlora]'
 	touch $@
 
 .venv/bench: .venv/dev
