@@ -163,7 +163,7 @@ class Adapted:
 class Method:
     """A way to use n examples. Each subclass in `harness/methods/` is a `method=<name>`, its fields are settings."""
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     uses_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("dialogue",)  # the kinds of example it can use, see harness/data/kinds.py
@@ -172,6 +172,27 @@ class Method:
 
     def check(self) -> None:
         """Raise HarnessError where the settings do not go together."""
+
+    def settings(self) -> dict[str, Any]:
+        """Its fields as plain data; of a method made of others, with their names."""
+        return dataclasses.asdict(self)
+
+    def variant(self) -> str:
+        """The fields that differ from their defaults, e.g. ``lora.rank=8,lr=0.01``; empty if none does."""
+        default, mine = _flat(type(self)().settings()), _flat(self.settings())
+        return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
+
+    def identity(self, cell: "Cell") -> dict[str, Any]:
+        """All of it that a result depends on, beside the cell's base, data, size and seeds."""
+        return {"name": self.name, **self.settings()}
+
+    def resident(self, base: Base) -> Base:
+        """What is loaded in place of the cell's base; only a method that trains nothing has another one."""
+        return base
+
+    def parts(self, cell: "Cell") -> "list[Cell]":
+        """The trainings it is made of, in order, each as a cell with its own method, data and size."""
+        return [cell]
 
     def steps(self, examples: int, example_tokens: float = 0.0, flops_a_token: float = 0.0) -> int:
         """Optimizer steps for so many examples, of so many tokens on average, a token costing so many FLOPs."""
@@ -235,12 +256,6 @@ class Cell:
     wandb: Wandb = field(default_factory=Wandb)
     engine: Engine = field(default_factory=Engine)
 
-    def variant(self) -> str:
-        """The method's fields that differ from their defaults, e.g. ``lora.rank=8,lr=0.01``; empty if none does."""
-        default = _flat(dataclasses.asdict(type(self.method)()))
-        mine = _flat(dataclasses.asdict(self.method))
-        return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
-
     def folder(self) -> Path:
         """``root/sweep/base/data/method/n…-s…-<variant>-<8 hex>``: readable, and unique among names."""
         names = [("sweep", self.sweep), ("base.name", self.base.name), ("data.name", self.data.name)]
@@ -254,9 +269,9 @@ class Cell:
                 f"two of the evaluations {', '.join(self.evals)} differ only in case, which not every file system "
                 "tells apart; give one of them another name"
             )
-        place: list[Any] = [self.base.name, self.data.name, self.method.name, dataclasses.asdict(self.method)]
+        place: list[Any] = [self.base.name, self.data.name, self.method.name, self.method.settings()]
         place += [self.size, self.seed, self.subset_seed]
-        readable = re.sub(r"[^A-Za-z0-9.=,_-]", "_", self.variant())[:60]
+        readable = re.sub(r"[^A-Za-z0-9.=,_-]", "_", self.method.variant())[:60]
         seeds = f"s{self.seed}" if self.seed == self.subset_seed else f"s{self.seed}d{self.subset_seed}"
         leaf = "-".join(filter(None, [f"n{self.size:09d}", seeds, readable, fingerprint(place)[:8]]))
         return Path(self.run.root, self.sweep, self.base.name, self.data.name, self.method.name, leaf)
@@ -276,7 +291,7 @@ class Cell:
                 **({"quantize": self.base.quantize} if self.base.quantize else {}),
             },
             "data": {"name": self.data.name, "subset": subset_identity},
-            "method": {"name": self.method.name, **dataclasses.asdict(self.method)},
+            "method": self.method.identity(self),
             "size": self.size,
             "seed": self.seed,
             "subset_seed": self.subset_seed,

@@ -16,10 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from harness.cell import Cell, canonical
+from harness.cell import Cell, Method, canonical
 from harness.engines import engines
 from harness.errors import HarnessError
 from harness.methods import methods
+from harness.methods.recipe import Recipe, Stage
 from harness.secrets import refuse
 
 
@@ -84,12 +85,21 @@ def compose_cell(overrides: list[str], config_dir: Path | None = None) -> Cell:
 def from_dict(record: dict[str, Any]) -> Cell:
     """A cell as its record keeps it, typed again."""
     fields = {k: v for k, v in record.items() if k != "method"}
-    name, settings = record["method"]["name"], {k: v for k, v in record["method"].items() if k != "name"}
+    with one_line():
+        method = _method_from(record["method"])
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Cell(method=method)), fields))  # type: ignore[return-value]
+
+
+def _method_from(record: dict[str, Any]) -> Method:
+    """A method as `settings` gives it, with its name; typed again, and so are those that it is made of."""
+    name, settings = record["name"], {k: v for k, v in record.items() if k != "name"}
     if name not in methods():
         raise HarnessError(f"the record's method {name!r} is not known here; known: {', '.join(sorted(methods()))}")
-    with one_line():
-        config = OmegaConf.merge(OmegaConf.structured(Cell(method=methods()[name]())), fields, {"method": settings})
-        return OmegaConf.to_object(config)  # type: ignore[return-value]
+    blank = methods()[name]()
+    if isinstance(blank, Recipe):
+        blank.stages = {k: Stage(_method_from(v["method"])) for k, v in settings["stages"].items()}
+        settings["stages"] = {k: {**v, "method": {}} for k, v in settings["stages"].items()}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(blank), settings))  # type: ignore[return-value]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from harness.cell import Cell
 from harness.data.chat import tokenize_all
 from harness.data.pairs import dialogues_of
 from harness.history import History, read_finished
+from harness.methods.recipe import Recipe, marks_of, stage_folder
 from harness.plan import DONE, Planned
 from harness.run import subset_of
 from harness.schedule import Schedule
@@ -69,7 +70,12 @@ class Estimator:
         self.tasks = {name: task for cell in cells for name, task in cell.evals.items()}
         self.staying = {cell.folder() for cell in retention.kept(cells)}
         self.sizes = [(retention.curve_of(cell), cell.size) for cell in cells]
-        self.largest = {_trained_on(c): c for c in sorted(cells, key=lambda c: c.size)}
+        parts = [part for cell in cells for part in cell.method.parts(cell)]
+        self.largest = {_trained_on(part): part for part in sorted(parts, key=lambda part: part.size)}
+        self.makers: dict[str, Path] = {}  # of each stage that cells share, the one that it is counted for
+        for cell in (c for c in cells if isinstance(c.method, Recipe)):
+            for mark in marks_of(cell):
+                self.makers.setdefault(mark, cell.folder())
         self.given = speed
         self.finished = read_finished(Path(cells[0].run.root))
         self.history = self._learn()
@@ -107,7 +113,17 @@ class Estimator:
             disk_bytes=self._stored(cell) if stays else 0.0,
         )
 
+    def _of_stages(self, cell: Cell) -> Cost:
+        """Of a recipe's stages those that are not made yet, each in the first cell that needs it; they all stay."""
+        folder, cost = cell.folder(), Cost(examples=cell.size)
+        for part, mark in zip(cell.method.parts(cell), marks_of(cell), strict=True):
+            if self.makers[mark] == folder and not (stage_folder(folder, mark) / store.TRAINED).exists():
+                cost += dataclasses.replace(self._of_training(part, stays=True), examples=0)
+        return cost
+
     def _of_training(self, cell: Cell, stays: bool) -> Cost:
+        if isinstance(cell.method, Recipe):
+            return self._of_stages(cell)
         if not cell.method.trains:
             return Cost(examples=cell.size)
         each = self._example_tokens(cell)
@@ -222,7 +238,7 @@ def _trained_on(cell: Cell) -> tuple[str, str, str]:
 
 
 def _how(cell: Cell) -> tuple[str, ...]:
-    return (cell.base.name, f"{cell.method.name} {cell.variant()}", cell.data.name)
+    return (cell.base.name, f"{cell.method.name} {cell.method.variant()}", cell.data.name)
 
 
 def matrix_speed(dtype: str, size: int = 2048) -> float:

@@ -165,6 +165,8 @@ def card(name: str, record: dict[str, Any], exported: Exported, folder: Path) ->
     base, identity = cell["base"], record["identity"]["base"]["identity"]
     hub = base["path"] if identity.startswith("commit:") else ""  # a folder of this machine is not named
     seed = f"seed {row['seed']}"
+    stages = record["training"].get("stages", [record["training"]])
+    trained = [stage.get("adapter_sha256") or stage["model_sha256"] for stage in stages]
     head = ["library_name: transformers", *([f"base_model: {hub}"] if hub else [])]
     scores = [
         f"| {task} {score['metric']} ({score['filter']}) | {score['score']:.4g} |"
@@ -173,16 +175,16 @@ def card(name: str, record: dict[str, Any], exported: Exported, folder: Path) ->
     ]
     lines = [
         "---", *head, "---", f"# {name}", "",
-        f"{base['name']}, fine-tuned on {row['size']} examples of {row['data']}, with the adapter merged in.", "",
+        f"{base['name']}, fine-tuned on {row['size']} examples of {row['data']}; all weights in one.", "",
         "| | |", "|---|---|",
         f"| base | {', '.join(filter(None, [base['name'], hub, identity]))} |",
         f"| data | {row['data']}, {row['size']} examples, subset seed {row['subset_seed']} |",
         f"| method | {', '.join(filter(None, [row['method'], row['variant'], seed]))} |",
         f"| fingerprint | {record['fingerprint']} |",
-        f"| adapter | sha256 {record['training']['adapter_sha256']} |",
+        f"| trained | sha256 {', '.join(trained)} |",
         f"| licence | the base's own for the weights; of the data: {cell['data']['licence'] or 'not stated'} |",
         *scores, "",
-        f"Scores are those of base and adapter side by side, in {exported.dtype}. The adapter was added to the weights "
-        f"in float32 and the sums rounded once. Measured: {exported.in_words()}.", "",
+        f"Scores are those of the finished cell, an adapter standing beside the weights, in {exported.dtype}. Here it was "
+        f"added to them in float32 and the sums rounded once. Measured: {exported.in_words()}.", "",
     ]  # fmt: skip
     return "\n".join(lines)

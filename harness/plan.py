@@ -92,8 +92,9 @@ def check(cells: list[Cell]) -> None:
     for cell in cells:
         cell.method.check()
         evaluate.check_backend(cell.run)
-        if cell.method.uses_data and new("data", cell.method.name, dataclasses.asdict(cell.data)):
-            _check_kind(cell)
+        for part in cell.method.parts(cell):
+            if part.method.uses_data and new("data", part.method.name, dataclasses.asdict(part.data)):
+                _check_kind(part)
         bases.check_quantize(cell.base)
         retention.check_keep(cell.run.keep)
         retention.check_kept(cell.folder())
@@ -107,7 +108,9 @@ def check(cells: list[Cell]) -> None:
 
 def _speaks(cell: Cell) -> bool:
     """Whether the base's chat template is needed: raw text is learned, and plain text asked, without."""
-    return (cell.method.uses_data and "text" not in cell.method.needs) or any(task.chat for task in cell.evals.values())
+    parts = cell.method.parts(cell)
+    learned = any(part.method.uses_data and "text" not in part.method.needs for part in parts)
+    return learned or any(task.chat for task in cell.evals.values())
 
 
 def _check_kind(cell: Cell) -> None:
@@ -116,6 +119,6 @@ def _check_kind(cell: Cell) -> None:
         if (kind := kind_of(table.messages(0))) not in cell.method.needs:
             raise HarnessError(
                 f"method={cell.method.name} needs {' or '.join(cell.method.needs)} examples, and those of "
-                f"data.sources.{name} are {kind}; choose another form (form@data.sources.{name}.form=...), data or "
-                "method"
+                f"{cell.data.name}'s source {name} are {kind}; choose another form (form@data.sources.{name}.form=...), data "
+                "or method"
             )

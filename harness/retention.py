@@ -72,12 +72,12 @@ def kept(cells: Iterable[Cell]) -> list[Cell]:
 
 def curve_of(cell: Cell) -> tuple[Any, ...]:
     """What all sizes of a curve have in common."""
-    return (cell.folder().parent, cell.variant(), cell.seed, cell.subset_seed)
+    return (cell.folder().parent, cell.method.variant(), cell.seed, cell.subset_seed)
 
 
 def _curve(cell: Cell) -> list[Path]:
     """Folders of the done cells of the cell's curve."""
-    mine = {"variant": cell.variant(), "seed": cell.seed, "subset_seed": cell.subset_seed}
+    mine = {"variant": cell.method.variant(), "seed": cell.seed, "subset_seed": cell.subset_seed}
     found = []
     for record in sorted(cell.folder().parent.glob(f"*/{RECORD}")):
         row = read_result(record)["row"]

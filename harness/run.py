@@ -138,7 +138,7 @@ def _work(
     try:
         telling.phase("loading the base")
         with part("load the base"):
-            base = bases.load(cell.base, cell.run.device)
+            base = bases.load(cell.method.resident(cell.base), cell.run.device)
         if cell.method.trains and not ranks.agree((folder / store.TRAINED).exists):
             telling.phase("training")
         with cell.method.adapt(base, examples, cell, attempt) as adapted:
@@ -205,7 +205,7 @@ def _record(
 def as_dict(cell: Cell) -> dict[str, Any]:
     """The cell as plain data, the method's name among its fields; without the engine, which is no part of it."""
     fields = {k: v for k, v in dataclasses.asdict(cell).items() if k != "engine"}
-    return {**fields, "method": {"name": cell.method.name, **dataclasses.asdict(cell.method)}}
+    return {**fields, "method": {"name": cell.method.name, **cell.method.settings()}}
 
 
 def _device() -> str:

@@ -33,7 +33,6 @@ WEIGHTS = (ADAPTER, MODEL)
 LOSSES = "losses.jsonl"
 SEAL = b',\n "sha256": "'  # between a result and its checksum
 FAILED = ("failed", "diverged")  # statuses of a cell that waits for somebody to look at it
-SEAL = b',\n "sha256": "'
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -185,7 +184,7 @@ def row(cell: Cell, identity: dict[str, Any], training: dict[str, Any]) -> dict[
         "base": cell.base.name,
         "data": cell.data.name,
         "method": cell.method.name,
-        "variant": cell.variant(),
+        "variant": cell.method.variant(),
         "size": cell.size,
         "seed": cell.seed,
         "subset_seed": cell.subset_seed,
