@@ -119,6 +119,6 @@ def _check_kind(cell: Cell) -> None:
         if (kind := kind_of(table.messages(0))) not in cell.method.needs:
             raise HarnessError(
                 f"method={cell.method.name} needs {' or '.join(cell.method.needs)} examples, and those of "
-                f"{cell.data.name}'s source {name} are {kind}; choose another form (form@data.sources.{name}.form=...), data "
-                "or method"
+                f"{cell.data.name}'s source {name} are {kind}; choose another form (form@data.sources.{name}.form), "
+                "data or method"
             )
