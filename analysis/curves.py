@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.special import stdtrit
 
+from harness.cell import LEVELS
 from harness.errors import HarnessError
 
 CURVE = ["base", "data", "method", "variant", "task", "metric", "filter"]
@@ -30,7 +31,7 @@ COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#8
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (1, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1)), (0, (4, 1, 1, 1, 1, 1)))
 INK, RULE, PAPER = "#23282d", "#dfe2e0", "#fdfdfd"  # text and axes; grid; inside of hollow markers
-DASHED = (0, (5, 3))  # kept for the untouched base
+LEVEL_DASHES = {"base": (0, (5, 3)), "given": (0, (1, 2.5))}  # kept for them
 
 
 def points(frame: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +154,7 @@ class Style:
     def of(cls, table: pd.DataFrame) -> "Style":
         """From sorted names, so that a base or method looks the same in every figure of the same table."""
         bases = sorted(table["base"].unique())
-        lines = table[table["method"] != "base"]
+        lines = table[has_sizes(table)]
         methods = sorted(lines["method"].unique(), reverse=True)  # sft before icl: the solid line for the main matter
         kinds = sorted({(m, v) for m, v in lines[["method", "variant"]].itertuples(index=False)}, reverse=True)
         kinds.sort(key=lambda kind: (methods.index(kind[0]), kind[1]))
@@ -186,7 +187,7 @@ def draw(table: pd.DataFrame, *, others: bool = False) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    several = table.loc[table["method"] != "base", "data"].nunique() > 1
+    several = table.loc[has_sizes(table), "data"].nunique() > 1
     for axes, (task, data, metric, filter_) in zip(grid.flat, panels, strict=False):
         here = _select(table, task, data)
         shown = here[(here["metric"] == metric) & (here["filter"] == filter_)]
@@ -207,9 +208,14 @@ def draw(table: pd.DataFrame, *, others: bool = False) -> Figure:
     return figure
 
 
+def has_sizes(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Of each row, whether it is a point of a curve and no level line."""
+    return ~table["method"].isin(LEVELS)
+
+
 def telling(table: pd.DataFrame) -> pd.DataFrame:
     """The table without the variants that tell no line from another: where a base's data and method have only one."""
-    several = table.groupby(["base", "data", "method"])["variant"].transform("nunique") > 1
+    several = (table.groupby(["base", "data", "method"])["variant"].transform("nunique") > 1) | ~has_sizes(table)
     return table.assign(variant=table["variant"].where(several, ""))
 
 
@@ -228,7 +234,7 @@ def has_others(table: pd.DataFrame) -> bool:
 
 def _panels(table: pd.DataFrame, others: bool) -> list[tuple[str, str, str, str]]:
     """(task, data, metric, filter) of each panel, in reading order: a row for each data, a column for each task."""
-    lines = table[(table["method"] != "base") & (table["headline"] != others)]
+    lines = table[has_sizes(table) & (table["headline"] != others)]
     found = lines[["data", "task", "metric", "filter"]].drop_duplicates().itertuples(index=False, name=None)
     return [(task, data, metric, filter_) for data, task, metric, filter_ in sorted(found)]
 
@@ -238,9 +244,9 @@ def _select(table: pd.DataFrame, task: str, data: str) -> pd.DataFrame:
 
     A base without a curve anywhere (an instruct model, say) is there to be compared with, and stands in every panel.
     """
-    lines = table[table["method"] != "base"]
+    lines = table[has_sizes(table)]
     elsewhere = set(lines["base"]) - set(lines.loc[(lines["task"] == task) & (lines["data"] == data), "base"])
-    here = table[(table["task"] == task) & ((table["data"] == data) | (table["method"] == "base"))]
+    here = table[(table["task"] == task) & ((table["data"] == data) | ~has_sizes(table))]
     return here[~here["base"].isin(elsewhere)]
 
 
@@ -251,12 +257,13 @@ def ruler(metric: str, filter_: str) -> str:
 
 def _curves(axes: Axes, rows: pd.DataFrame, style: Style, ghost: bool = False) -> None:
     """Draw one (metric, filter) of a panel; a ghost is thin and without bars, for comparison only."""
-    for reference in rows[rows["method"] == "base"].to_dict("records"):
+    for reference in rows[~has_sizes(rows)].to_dict("records"):
         colour = style.colours[reference["base"]]
         if not ghost:
             axes.axhspan(reference["low"], reference["high"], color=colour, alpha=0.10, linewidth=0)
-            axes.axhline(reference["score"], color=colour, linestyle=DASHED, linewidth=1.1)
-    lines = list(rows[rows["method"] != "base"].groupby(["base", "method", "variant"], sort=True))
+            dashes = LEVEL_DASHES[reference["method"]]
+            axes.axhline(reference["score"], color=colour, linestyle=dashes, linewidth=1.1)
+    lines = list(rows[has_sizes(rows)].groupby(["base", "method", "variant"], sort=True))
     apart = min(0.035, 0.2 / max(len(lines), 1))  # decades, so that bars at the same size do not hide one another
     for i, (key, line) in enumerate(lines):
         base, method, variant = map(str, key)
@@ -278,7 +285,7 @@ def _dress(axes: Axes, scale: pd.DataFrame, shown: pd.DataFrame) -> None:
     """Axes of a panel: sizes as ticks, scores on the scale of all rows of `scale`, quiet frame."""
     axes.set_facecolor("none")
     axes.set_xscale("log")
-    sizes = sorted(shown.loc[shown["method"] != "base", "size"].unique())
+    sizes = sorted(shown.loc[has_sizes(shown), "size"].unique())
     room = math.log10(sizes[-1] / sizes[0]) / 8  # decades that a label needs
     ticks: list[float] = []
     for size in reversed(sizes):
@@ -326,7 +333,10 @@ def _legend(table: pd.DataFrame, style: Style, others: bool, width: float) -> tu
         label = f"{method} {variant}".strip()
         lines.append(Line2D([], [], color=INK, linestyle=dashes, marker=style.markers[method], label=label, **look))
     if (table["method"] == "base").any():
-        lines.append(Line2D([], [], color=INK, linestyle=DASHED, linewidth=1.1, label="base, untouched"))
+        lines.append(Line2D([], [], color=INK, linestyle=LEVEL_DASHES["base"], linewidth=1.1, label="base, untouched"))
+    if given := sorted(table.loc[table["method"] == "given", "variant"].unique()):
+        label = "given: " + ", ".join(given)
+        lines.append(Line2D([], [], color=INK, linestyle=LEVEL_DASHES["given"], linewidth=1.1, label=label))
     if others:
         lines.append(Line2D([], [], color=INK, linewidth=0.8, alpha=0.5, label="headline filter"))
     pairs = list(itertools.zip_longest(bases, lines, fillvalue=Line2D([], [], linestyle="none", label=" ")))

@@ -63,8 +63,8 @@ def write_report(
         tables=_tables(table),
         show={
             "variant": bool((curves.telling(table)["variant"] != "").any()),
-            "data": table.loc[table["method"] != "base", "data"].nunique() > 1,
-            "flags": bool(table.loc[table["method"] != "base", "interval"].isin(FLAGS).any()),
+            "data": table.loc[curves.has_sizes(table), "data"].nunique() > 1,
+            "flags": bool(table.loc[curves.has_sizes(table), "interval"].isin(FLAGS).any()),
         },
         cautions=_cautions(frame),
         failed=failed.sort_values("path").to_dict("records"),
@@ -110,7 +110,7 @@ def _environment() -> Environment:
 
 def _axes(cells: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What varied over the cells with examples, and what had one value throughout: (name, values) pairs."""
-    lines = cells[cells["method"] != "base"]
+    lines = cells[curves.has_sizes(cells)]
     varied, constant = [], []
     for column, name in AXES.items():
         values = sorted(lines[column].unique())
@@ -139,7 +139,7 @@ def _cautions(frame: pd.DataFrame) -> list[str]:
 
 def _size_in_words(table: pd.DataFrame) -> str:
     """``2 bases · 6 sizes, 10 to 10k examples · 3 seeds · tasks facts and sums``."""
-    lines = table[table["method"] != "base"]
+    lines = table[curves.has_sizes(table)]
     if lines.empty:
         return "base models only" if len(table) else "no scores"
     sizes = sorted(lines["size"].unique())
@@ -160,7 +160,7 @@ def _count(n: int, what: str) -> str:
 
 def _figures(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """Draw and save the figures; of each the SVG for the page, title, how to read it, and the numbers in words."""
-    if not (table["method"] != "base").any():
+    if not curves.has_sizes(table).any():
         return []
     figures = []
     bars = "Bars are 95% intervals over seeds and items; dashed lines with a band are the base before any example."
@@ -194,7 +194,7 @@ def _inline(svg: str, title: str, inches: float) -> Markup:
 def in_words(table: pd.DataFrame) -> list[str]:
     """One sentence a curve: where it starts and ends, with intervals, and where its base stood."""
     lines = []
-    for key, line in table[table["method"] != "base"].groupby(curves.CURVE, sort=True):
+    for key, line in table[curves.has_sizes(table)].groupby(curves.CURVE, sort=True):
         base, data, method, variant, task, metric, filter_ = map(str, key)
         line = line.sort_values("size")
         same = (table["base"] == base) & (table["task"] == task) & (table["metric"] == metric)
@@ -204,6 +204,9 @@ def in_words(table: pd.DataFrame) -> list[str]:
         ends = [line.iloc[0], line.iloc[-1]][: len(line)]
         numbers = " and ".join(f"{_score(p)} with {p['size']:,}" for p in ends)
         lines.append(f"{task}, {curves.ruler(metric, filter_)}. {recipe}: {before}{numbers} examples.")
+    for p in table[table["method"] == "given"].to_dict("records"):
+        name = f"{p['base']}, given {p['variant']}"
+        lines.append(f"{p['task']}, {curves.ruler(p['metric'], p['filter'])}. {name}: {_score(pd.Series(p))}.")
     return lines
 
 
@@ -220,7 +223,7 @@ def _tables(table: pd.DataFrame) -> list[dict[str, Any]]:
         task, metric, filter_ = map(str, key)
         low, high = rows[["low", "score"]].min().min(), rows[["high", "score"]].max().max()
         percent = [100 * (rows[c] - low) / ((high - low) or 1.0) for c in ("low", "score", "high")]
-        rows = rows.assign(p_low=percent[0], p_score=percent[1], p_high=percent[2], first=rows["method"] != "base")
+        rows = rows.assign(p_low=percent[0], p_score=percent[1], p_high=percent[2], first=curves.has_sizes(rows))
         rows = rows.sort_values(["base", "first", "data", "method", "variant", "size"])
         blocks.append(
             {

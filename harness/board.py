@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cell import Wandb, fingerprint
+from harness.cell import LEVELS, Wandb, fingerprint
 from harness.errors import HarnessError
 from harness.secrets import redacted
 
@@ -128,9 +128,9 @@ def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Pat
     """Draw score against data size on W&B: one run a sweep, one history row a size, over the step metric `examples`.
 
     `points` is `analysis.curves.points`' table and `figure` a PNG. A series is named
-    ``task/metric/filter/base/method``, with data and variant added where the sweep has more than one. The base's own
-    score has no size: it is repeated in every row and so shows as the level line it is. Waits until all is written, at
-    most `FINISH_SECONDS`.
+    ``task/metric/filter/base/method``, with data and variant added where the sweep has more than one. What has no size,
+    as the base's own score, is repeated in every row and so shows as the level line it is. Waits until all is written,
+    at most `FINISH_SECONDS`.
     """
     if _mode(settings) == "disabled":
         return
@@ -172,12 +172,13 @@ def write_curves(run: Any, told: Told, points: pd.DataFrame, figure: Path) -> No
 
 def history(points: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of `log_curves`, one a size in ascending order: ``{"examples": n, "<series>": score, ...}``."""
-    with_data = points[points["method"] != "base"]["data"].nunique() > 1
+    with_data = points[~points["method"].isin(LEVELS)]["data"].nunique() > 1
     by_size: dict[int, dict[str, Any]] = {}
     levels: dict[str, float] = {}
     for p in points.dropna(subset=["score"]).to_dict("records"):
         names = [p["task"], p["metric"], p["filter"], p["base"], p["method"]]
-        if p["method"] == "base":
+        if p["method"] in LEVELS:
+            names += [p["variant"]] if p["variant"] else []
             levels["/".join(names)] = float(p["score"])
             continue
         names += [p["data"]] if with_data else []

@@ -23,6 +23,7 @@ from harness.shapes import Shapes
 TRAINING_SEMANTICS = 1
 EVALUATION_SEMANTICS = 1
 
+LEVELS = ("base", "given")  # methods whose score has no size: a level line in every figure
 OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step

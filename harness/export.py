@@ -184,7 +184,7 @@ def card(name: str, record: dict[str, Any], exported: Exported, folder: Path) ->
         f"| trained | sha256 {', '.join(trained)} |",
         f"| licence | the base's own for the weights; of the data: {cell['data']['licence'] or 'not stated'} |",
         *scores, "",
-        f"Scores are those of the cell, an adapter standing beside the weights, in {exported.dtype}. Here it was added to "
-        f"them in float32 and the sums rounded once. Measured: {exported.in_words()}.", "",
+        f"Scores are those of the cell, an adapter standing beside the weights, in {exported.dtype}. Here it was added",
+        f"to them in float32 and the sums rounded once. Measured: {exported.in_words()}.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -95,12 +95,13 @@ def check(cells: list[Cell]) -> None:
         for part in cell.method.parts(cell):
             if part.method.uses_data and new("data", part.method.name, dataclasses.asdict(part.data)):
                 _check_kind(part)
-        bases.check_quantize(cell.base)
+        base = cell.method.resident(cell.base)
+        bases.check_quantize(base)
         retention.check_keep(cell.run.keep)
         retention.check_kept(cell.folder())
         # A base that is made (pocket) may not exist yet; it is ours and has a template.
-        if not cell.base.make and _speaks(cell) and new("base", *_spoken_to(cell.base)):
-            bases.check_chat(cell.base)
+        if not base.make and _speaks(cell) and new("base", *_spoken_to(base)):
+            bases.check_chat(base)
         for name, task in cell.evals.items():
             if new("eval", evaluate.identity(name, task)):
                 evaluate.check(name, task)

@@ -170,6 +170,30 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
 
 
+@contextmanager
+def existing(base: Any, folder: Path) -> Iterator[Adapted]:
+    """The base with somebody's LoRA adapter on it, in peft's form, for as long as the context lasts."""
+    from peft import LoraConfig, PeftConfig
+    from safetensors.torch import load_file
+
+    from harness.lowrank import attach
+
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise HarnessError(f"{folder} is an adapter of the kind {config.peft_type}; only LoRA is read")
+    config.inference_mode = True
+    with _as_it_came(base.model, copy=isinstance(config.init_lora_weights, str)):
+        try:
+            model = attach(base.model, config)
+        except ValueError as error:
+            raise HarnessError(f"{folder} does not fit the base {base.config.name!r}: {error}") from error
+        _put(model, load_file(folder / ADAPTER), folder)
+        model.eval()
+        if not _logit_change(model):
+            log.warning("%s changes no logit", folder)
+        yield Adapted(model, adapter=folder, merge=partial(model.merge_and_unload, safe_merge=True))
+
+
 def _put(model: Any, weights: dict[str, Any], folder: Path) -> None:
     """Load an adapter's weights. peft itself would only warn of what is missing, and leave it as it was initialised."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict

@@ -12,11 +12,12 @@ from lm_eval.models.vllm_causallms import VLLM
 from vllm.lora.request import LoRARequest
 
 from harness import base as bases
+from harness.artifact import remembered_hash
 from harness.base import LoadedBase
 from harness.cell import Adapted
 from harness.errors import HarnessError
 from harness.prompts import Speaks
-from harness.store import read_json
+from harness.store import ADAPTER, read_json
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve room for
 
@@ -60,7 +61,7 @@ class VllmAsker(Speaks, VLLM):
         if adapted.training and not adapted.adapter:
             raise HarnessError("run.eval_backend=vllm serves a base with adapters, not other weights; use shared")
         if adapted.adapter:  # vLLM keeps the weights of an id that it has seen, so the weights' own hash is the id
-            digest = adapted.training["adapter_sha256"]
+            digest = remembered_hash(adapted.adapter / ADAPTER)
             self.lora_request = LoRARequest(digest, int(digest[:7], 16) + 1, str(adapted.adapter))
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
