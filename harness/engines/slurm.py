@@ -53,10 +53,15 @@ class SlurmEngine(Engine):
         for command in ("sbatch", "srun", "squeue", "scancel"):
             if not shutil.which(command):
                 raise HarnessError(f"engine=slurm needs Slurm, but there is no {command} here; is this a login node?")
-        left, outcomes = {cell.folder(): cell for cell in cells}, []
+        left, outcomes = {cell.folder(): cell for cell in cells}, list[Outcome]()
         with Display(len(cells), self.jobs) as shown:
             while left:
-                share = _alive(left) or self._submit(list(left.values()))
+                if not (share := _alive(left)):
+                    for folder in [f for f, cell in left.items() if is_done(cell)]:  # by jobs that ended just now
+                        outcomes.append(Outcome(left.pop(folder), "ok"))
+                    if not left:
+                        break
+                    share = self._submit(list(left.values()))
                 shown.say(f"Slurm jobs {share.folder.name}; logs in {share.folder / 'log'}")
                 try:
                     for outcome in _Watch(share, shown, left, self.jobs).outcomes():
