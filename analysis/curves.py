@@ -57,7 +57,7 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     check(done)
     done = done.drop_duplicates([*CURVE, "size", "seed", "subset_seed"])  # one experiment seen from two sweeps
     rows = [
-        {**dict(zip([*CURVE, "size"], key, strict=True)), **_average(group)}
+        {**dict(zip([*CURVE, "size"], key, strict=True)), **average(group)}
         for key, group in done.groupby([*CURVE, "size"], sort=True)
     ]
     columns = [*CURVE, "size", "headline", "score", "low", "high", "n_seeds", "seed_sd", "item_stderr", "n_items"]
@@ -80,7 +80,7 @@ def check(done: pd.DataFrame) -> None:
         raise HarnessError(f"different experiments carry the same names ({name}); keep their sweeps apart")
 
 
-def _average(group: pd.DataFrame) -> dict[str, object]:
+def average(group: pd.DataFrame) -> dict[str, object]:
     """The columns of `points` for the runs (one row each) of one point."""
     scores = group["score"].to_numpy(float)
     k, mean, n_items = len(scores), float(scores.mean()), int(group["n_items"].min())

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from analysis import curves
+from analysis import course, curves
 from harness.errors import HarnessError
 
 AXES = {  # column -> what people call it
@@ -32,14 +33,16 @@ def write_report(
     sweep: str,
     command: str,
     hypothesis: str = "",
+    along: pd.DataFrame | None = None,
     fixed: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report.html, curves.png (200 dpi), curves.svg and points.csv into `folder`; the page's path.
 
-    `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `fixed` adds
-    to what the table shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where
-    results come from (versions, commit, dates); nested mappings are shown as ``outer.inner``. Where tasks have more
+    `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `along` is
+    `load_along`'s table, drawn as course.png and .svg and written as course.csv where it has rows. `fixed` adds to what
+    the table shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results
+    come from (versions, commit, dates); nested mappings are shown as ``outer.inner``. Where tasks have more
     than one (metric, filter), curves-filters.png and .svg are written as well.
     """
     if frame.empty:
@@ -59,7 +62,7 @@ def write_report(
             "without": ", ".join(f"{n} {status}" for status, n in failed["status"].value_counts().items()),
             "words": _size_in_words(table),
         },
-        figures=_figures(table, folder),
+        figures=_figures(table, folder) + _course(frame, along, folder),
         tables=_tables(table),
         show={
             "variant": bool((curves.telling(table)["variant"] != "").any()),
@@ -171,13 +174,28 @@ def _figures(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
         wanted.append((True, "curves-filters", "The same answers under the other filters.", behind))
     for others, stem, title, reading in wanted:
         figure = curves.draw(table, others=others)
-        text = curves.svg(figure)
-        (folder / f"{stem}.svg").write_text(text, encoding="utf-8")
-        figure.savefig(folder / f"{stem}.png", dpi=200, facecolor="white")
-        element = _inline(text, title, figure.get_figwidth())
         lines = in_words(table[table["headline"] != others])
-        figures.append({"svg": element, "title": title, "reading": reading, "lines": lines})
+        figures.append(_saved(figure, folder, stem, title, reading, lines))
     return figures
+
+
+def _saved(figure: Figure, folder: Path, stem: str, title: str, reading: str, lines: list[str]) -> dict[str, Any]:
+    """The figure in files, and as the page shows it."""
+    text = curves.svg(figure)
+    (folder / f"{stem}.svg").write_text(text, encoding="utf-8")
+    figure.savefig(folder / f"{stem}.png", dpi=200, facecolor="white")
+    return {"svg": _inline(text, title, figure.get_figwidth()), "title": title, "reading": reading, "lines": lines}
+
+
+def _course(frame: pd.DataFrame, along: pd.DataFrame | None, folder: Path) -> list[dict[str, Any]]:
+    """The figure of scores in the course of training, if any were asked for."""
+    if along is None or along.empty:
+        return []
+    table = course.points(frame, along)
+    write_csv(table, folder / "course.csv")
+    title = "Score in the course of training."
+    reading = "Each line is one number of examples, from the untouched base to the end of its training."
+    return [_saved(course.draw(table), folder, "course", title, reading, course.in_words(table))]
 
 
 def _inline(svg: str, title: str, inches: float) -> Markup:

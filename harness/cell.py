@@ -27,6 +27,7 @@ LEVELS = ("base", "given")  # methods whose score has no size: a level line in e
 OnStep = Callable[
     [int, int, dict[str, float]], None
 ]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
+Along = Callable[[int, int, Any], None]  # after so many of so many steps, with the model as it is then
 OnPhase = Callable[[str], None]  # hears what a cell goes over to: "training", "evaluating gsm8k"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Shown = list[Message] | Callable[[str], list[Message]]  # turns before every question, or of one question its own
@@ -103,6 +104,7 @@ class Task:
     make: dict[str, Any] | None = None  # an Artifact that makes such a file
     num_fewshot: int | None = None  # lm-eval's own few-shot pool; None: the task's default
     limit: int | None = None  # the first so many items
+    at: list[float] = field(default_factory=list)  # also scored after these shares of a training, e.g. [0.1, 0.3]
     unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
     generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
     chat: bool = (
@@ -147,6 +149,7 @@ class Attempt:
     still_ours: Callable[[], None] = lambda: None  # raises once another process has taken the cell over
     trunk: Callable[[int], Path] = lambda _: Path()  # of states after so many examples, shared among sizes
     on_resumed: Callable[[list[dict[str, Any]]], None] = lambda _: None  # hears the losses of steps done before
+    along: Along = lambda *_: None  # scores a training in its course
 
 
 @dataclass

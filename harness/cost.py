@@ -92,9 +92,9 @@ class Estimator:
         stays = folder in self.staying
         if planned.state == DONE:
             return self._spent(cell, stays)
-        trained = self._of_training(cell, stays)
+        trained = self._of_training(cell, stays) + self._along(cell)
         if (folder / store.TRAINED).exists():
-            trained = dataclasses.replace(trained, tokens=0.0, train_flops=0.0, seconds=0.0)
+            trained = dataclasses.replace(trained, tokens=0.0, train_flops=0.0, eval_flops=0.0, seconds=0.0)
         beside = self.history.overhead(cell.base.name)
         rest = Cost(seconds=CELL_SECONDS if beside is None else beside, memory_bytes=self._memory(cell))
         return sum((self._of_evaluation(cell, name) for name in planned.unscored), trained + rest)
@@ -140,6 +140,11 @@ class Estimator:
             seconds = steps * STEP_SECONDS + flops / (SUSTAINED * self.speed)
         disk = self._stored(cell) if stays else 0.0
         return Cost(cell.size, tokens, flops, seconds=seconds, disk_bytes=disk)
+
+    def _along(self, cell: Cell) -> Cost:
+        """Of the scores in the course of the training."""
+        asked = {name: len(task.at) for name, task in cell.evals.items() if cell.method.trains}
+        return total(self._of_evaluation(cell, name) for name, times in asked.items() for _ in range(times))
 
     def _smaller(self, cell: Cell) -> list[int]:
         """The smaller sizes of the cell's curve in this plan."""

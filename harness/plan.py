@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness import along, evaluate, retention, store
 from harness import base as bases
-from harness import evaluate, retention, store
 from harness import lease as leases
 from harness.cell import Base, Cell, Task, fingerprint
 from harness.data.kinds import kind_of
@@ -92,6 +92,7 @@ def check(cells: list[Cell]) -> None:
     for cell in cells:
         cell.method.check()
         evaluate.check_backend(cell.run)
+        along.check(cell)
         for part in cell.method.parts(cell):
             if part.method.uses_data and new("data", part.method.name, dataclasses.asdict(part.data)):
                 _check_kind(part)

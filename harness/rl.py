@@ -83,12 +83,16 @@ def reinforce(
     started = time.perf_counter() - told["seconds"]
 
     def after_step(step: int, values: dict[str, float]) -> None:
+        nonlocal started
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise DivergedError(
                 f"loss {values['loss']}, gradient {values['grad_norm']} at step {step}; lower method.lr"
             )
         told["losses"].append({"step": step, **values, "target_tokens": told["target_tokens"]})
         attempt.on_step(step, steps, {**values, "tokens": told["tokens"]})
+        looked = time.perf_counter()
+        attempt.along(step + 1, steps, model.get_base_model())  # with the adapter, without the trainer's casts
+        started += time.perf_counter() - looked
         stop = preempt.asked()
         if stop or checkpoints.due():
             told["seconds"] = time.perf_counter() - started

@@ -14,6 +14,7 @@ from typing import Any
 from harness import base as bases
 from harness import evaluate, ranks, retention, store
 from harness import lease as leases
+from harness.along import Along
 from harness.artifact import sha256_file
 from harness.cell import Attempt, Cell, OnPhase, OnStep, fingerprint
 from harness.clock import Clock, part, running
@@ -126,19 +127,20 @@ def _work(
 
         ranks.agree(write)
 
-    checkpoints = folder / "checkpoints" / fingerprint(identity)[:16]
-    attempt = Attempt(
-        folder,
-        checkpoints,
-        on_step=telling.step,
-        on_resumed=telling.resumed,
-        still_ours=lease.check if lease else lambda: None,
-        trunk=partial(_trunk, cell, identity, examples),
-    )
     try:
         telling.phase("loading the base")
         with part("load the base"):
             base = bases.load(cell.method.resident(cell.base), cell.run.device)
+        checkpoints = folder / "checkpoints" / fingerprint(identity)[:16]
+        attempt = Attempt(
+            folder,
+            checkpoints,
+            on_step=telling.step,
+            on_resumed=telling.resumed,
+            still_ours=lease.check if lease else lambda: None,
+            trunk=partial(_trunk, cell, identity, examples),
+            along=Along(base, cell, wanted, commit, telling.phase),
+        )
         if cell.method.trains and not ranks.agree((folder / store.TRAINED).exists):
             telling.phase("training")
         with cell.method.adapt(base, examples, cell, attempt) as adapted:

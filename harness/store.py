@@ -4,6 +4,7 @@
     <cell>/losses.jsonl          training loss by step
     <cell>/evals/<task>/<8 hex>.json    scores of one task; the hex is of the evaluation's fingerprint
     <cell>/evals/<task>/<8 hex>.jsonl   per-item outputs
+    <cell>/along/<task>/<8 hex>-<step>.json    scores in the course of the training, where they were asked for
     <cell>/record.json           last of all: the cell is done
     <cell>/attempt.json          what is being tried, and the number of the try; gone once the cell is done
     <cell>/failure.json          why the last try ended, if it failed
@@ -94,6 +95,11 @@ def score_path(folder: Path, task: str, identity: dict[str, Any]) -> Path:
     return folder / "evals" / task / f"{fingerprint(identity)[:8]}.json"
 
 
+def along_path(folder: Path, task: str, identity: dict[str, Any], step: int) -> Path:
+    """Where the scores of `task` after so many steps of the training lie."""
+    return folder / "along" / task / f"{fingerprint(identity)[:8]}-{step:09d}.json"
+
+
 def check_drift(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds another experiment than `identity` under the same names."""
     for name in (RECORD, TRAINED):
@@ -157,6 +163,25 @@ def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
         extra |= {"items_in_training": newest["items_in_training"]}
         rows += [{**shared, **extra, **score} for score in newest["scores"]]
     return rows
+
+
+def load_along(root: Path | str) -> pd.DataFrame:
+    """Scores in the course of training of all done cells below `root`, a row a cell, task, metric, filter and step.
+
+    Columns as those of `load`, and `step` of `steps`; those of the end, in `load`, are not repeated. Of a task that was
+    scored under several evaluation fingerprints, those of the newest of its scores at the end.
+    """
+    rows = []
+    for folder in records(Path(root)):
+        if not (folder / RECORD).exists() or not (folder / "along").exists():
+            continue
+        shared = {**read_result(folder / RECORD)["row"], "path": _relative(folder, root)}
+        for task, newest in _newest(folder).items():
+            for path in sorted((folder / "along" / task).glob(f"{newest['fingerprint'][:8]}-*.json")):
+                then = read_result(path)
+                extra = {"task": task, "step": then["step"], "steps": then["steps"]}
+                rows += [{**shared, **extra, **score} for score in then["scores"]]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "step", "steps"])
 
 
 def newest_scores(folder: Path) -> dict[str, list[dict[str, Any]]]:

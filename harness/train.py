@@ -114,6 +114,10 @@ def fine_tune(
             values |= {"tokens": told["tokens"], "target_tokens": told["target_tokens"]}
             told["losses"].append({"step": step, **values})
             attempt.on_step(step, steps, values)
+            looked = time.perf_counter()
+            with part("evaluate along the run"):
+                attempt.along(step + 1, steps, model)
+            started += time.perf_counter() - looked  # which is no time of the training
             if trunk:
                 told["seconds"] = time.perf_counter() - started
                 trunk.save(step + 1, model, optimizer, told)

@@ -25,6 +25,7 @@ ROWS = [
     {"harness.prompts", "harness.weights", "harness.watch"},
     {"harness.lm", "harness.vllm"},
     {"harness.evaluate"},
+    {"harness.along"},
     {"harness.run"},
     {"harness.engines"},
     {"harness.compose"},

@@ -76,13 +76,13 @@ def draw(folder: Path, mirror: "Cell | None" = None) -> None:
     from analysis.report import write_report
     from harness import board
     from harness.standing import SWEEP
-    from harness.store import provenance, read_json
+    from harness.store import load_along, provenance, read_json
 
     about = folder / SWEEP
     frame = load_frame(folder)
     facts = read_json(about) if about.exists() else {"command": typed("report", [str(folder)]), "hypothesis": ""}
     page = write_report(
-        frame, folder, sweep=folder.name, provenance=provenance(),
+        frame, folder, along=load_along(folder), sweep=folder.name, provenance=provenance(),
         command=facts["command"], hypothesis=facts["hypothesis"],
     )  # fmt: skip
     figure = folder / "curves.png"

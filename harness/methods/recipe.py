@@ -162,6 +162,7 @@ def _after(attempt: Attempt, mark: str, steps: int) -> Attempt:
         checkpoints=place / "checkpoints" / mark[:16],
         on_step=lambda number, of, values: attempt.on_step(steps + number, steps + of, values),
         on_resumed=lambda losses: attempt.on_resumed(_moved(losses, steps)),
+        along=lambda *_: None,
     )
 
 
