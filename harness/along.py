@@ -2,7 +2,8 @@
 
     <cell>/along/<task>/<8 hex>-000000012.json    after 12 steps; as <cell>/evals/<task>/<8 hex>.json, without answers
 
-They cannot be made afterwards, and leave the training as it would be without them, bit for bit.
+They cannot be made afterwards, and leave the training as it would be without them, bit for bit. Of a recipe there are
+none: its stages are shared among cells, and scored by cells of their own (`until`).
 """
 
 from collections.abc import Callable, Iterator
@@ -56,8 +57,6 @@ def check(cell: Cell) -> None:
             raise HarnessError(f"evals.{name}.at={task.at} must be shares of the training between 0 and 1, e.g. [0.1]")
         if getattr(cell.method, "trunk", False):
             raise HarnessError(f"evals.{name}.at asks for the beginning of each training, and method.trunk shares it")
-        if len(cell.method.parts(cell)) > 1:
-            raise HarnessError(f"evals.{name}.at cannot look into a recipe; score its stages by method.until")
         if cell.run.eval_backend == "vllm":
             raise HarnessError(f"evals.{name}.at needs the model in training; set run.eval_backend=shared")
 

@@ -143,7 +143,8 @@ class Estimator:
 
     def _along(self, cell: Cell) -> Cost:
         """Of the scores in the course of the training."""
-        asked = {name: len(task.at) for name, task in cell.evals.items() if cell.method.trains}
+        looks = cell.method.trains and not isinstance(cell.method, Recipe)
+        asked = {name: len(task.at) for name, task in cell.evals.items() if looks}
         return total(self._of_evaluation(cell, name) for name, times in asked.items() for _ in range(times))
 
     def _smaller(self, cell: Cell) -> list[int]:

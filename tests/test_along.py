@@ -17,7 +17,6 @@ from harness.cell import Cell, Task
 from harness.cost import Estimator
 from harness.errors import HarnessError
 from harness.methods.dpo import Dpo
-from harness.methods.recipe import Recipe, Stage
 from harness.methods.sft import Sft
 from harness.methods.sft_full import SftFull
 from harness.plan import check, plan, to_run
@@ -118,15 +117,12 @@ def test_moments_are_the_nearest_steps() -> None:
     [
         (Sft(), [0.1, 1.0], "between 0 and 1"),
         (Sft(decay="wsd", epochs=1, warmup=0, trunk=True), [0.1], "method.trunk shares it"),
-        (Recipe({"a": Stage(Sft(), size=2), "b": Stage(Sft())}), [0.1], "score its stages by method.until"),
     ],
 )
 def test_what_cannot_be_looked_into_is_refused(
     method: Any, at: list[float], message: str, make_cell: Make, asked: Task
 ) -> None:
     cell = make_cell(method, evals={"quiz": dataclasses.replace(asked, at=at)})
-    if isinstance(method, Recipe):
-        method.stages["a"].data = cell.data
     with pytest.raises(HarnessError, match=message):
         check(to_run(plan([cell]), retry_failed=False))
 
