@@ -68,6 +68,9 @@ def draw(table: pd.DataFrame) -> Figure:
         title = "  ·  ".join(filter(None, [task, f"{base} {method}", variant]))
         axes.set_title(title, loc="left", fontweight="bold", fontsize=9.5, color=INK)
         axes.set_ylabel(curves.ruler(panel["metric"].iloc[0], panel["filter"].iloc[0]), fontsize=9, color=INK)
+        scale = table[table["task"] == task]
+        low, high = np.nanmin(scale[["low", "score"]].to_numpy()), np.nanmax(scale[["high", "score"]].to_numpy())
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         axes.set_facecolor("none")
         axes.grid(axis="y", color=RULE, linewidth=0.8)
         axes.set_axisbelow(True)

@@ -13,12 +13,13 @@ import torch
 
 from harness import base as bases
 from harness import store
-from harness.cell import Attempt, Base, Cell, Data, Source
+from harness.cell import Attempt, Base, Cell, Data, Form, Source, Turn
 from harness.compose import compose_cell, from_dict
 from harness.cost import Estimator
 from harness.errors import HarnessError
 from harness.export import export
 from harness.methods.dpo import Dpo
+from harness.methods.midtrain import Midtrain
 from harness.methods.recipe import Recipe, Stage
 from harness.methods.sft import Sft
 from harness.methods.sft_full import SftFull
@@ -29,10 +30,12 @@ from tests.children import in_child
 from tests.conftest import pairs, write_jsonl
 from tests.test_dpo import PAIR
 from tests.test_dpo import rows as preferences
+from tests.test_grpo import quick
 
 Make = Callable[..., Cell]
 FIRST = Sft(lr=0.01, epochs=2, batch_size=3, lora=Lora(rank=4))
 SECOND = Sft(lr=0.005, epochs=2, batch_size=4, lora=Lora(rank=2))
+TEXT = [Turn("text", "{{ text }}")]
 
 
 @pytest.fixture
@@ -120,6 +123,26 @@ def test_the_reference_of_dpo_is_the_policy_that_entered_the_stage(make_cell: Ma
     assert losses[sft + 1] != pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_four_stages_run_through(make_cell: Make, make_data: Any, words: Data, chosen: Data) -> None:
+    text = make_data([{"text": f"{i} and {i} is {2 * i}."} for i in range(9)], name="text", form=Form(TEXT))
+    stages = {
+        "midtrain": Stage(Midtrain(lr=0.01, epochs=1, batch_size=4), text, 8),
+        "sft": Stage(FIRST),
+        "dpo": Stage(Dpo(lr=0.01, batch_size=4), chosen, 8),
+        "grpo": Stage(quick(hold="steps", budget=2), words, 8),
+    }
+    cell = make_cell(Recipe(stages, swept="sft"), size=6)
+    before = weights(bases.load(cell.base, "cpu").model)
+    check(to_run(plan([cell]), retry_failed=False))
+    run(cell)
+    told = training(cell)
+    assert [stage["method"] for stage in told["stages"]] == ["midtrain", "sft", "dpo", "grpo"]
+    assert [stage["steps"] for stage in told["stages"]] == [2, 4, 2, 2]
+    assert told["steps"] == len(store.read_jsonl(cell.folder() / store.LOSSES)) == 10
+    assert all(stage["logit_change"] > 0 for stage in told["stages"])
+    assert equal(before, weights(bases.load(cell.base, "cpu").model))
+
+
 def test_what_begins_alike_is_trained_once(make_cell: Make, words: Data, make_data: Any) -> None:
     heard: list[int] = []
     recipe = Recipe({**two(words).stages, "third": Stage(SECOND, make_data(pairs(9), name="nine"), 5)}, swept="second")
@@ -188,7 +211,7 @@ def test_a_record_of_it_makes_the_same_cell_again() -> None:
     cell = compose_cell(["base=pocket_s", "method=pocket_stages", "data=pocket_rule", "size=16"])
     again = from_dict(as_dict(cell))
     assert again == dataclasses.replace(cell, engine=again.engine)
-    assert [type(s.method).__name__ for s in again.method.stages.values()] == ["Midtrain", "Sft", "Dpo"]  # type: ignore[attr-defined]
+    assert [type(s.method).__name__ for s in again.method.stages.values()] == ["Midtrain", "Sft", "Dpo", "Grpo"]  # type: ignore[attr-defined]
     assert again.folder() == cell.folder()
 
 
