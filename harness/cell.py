@@ -173,6 +173,10 @@ class Method:
     def check(self) -> None:
         """Raise HarnessError where the settings do not go together."""
 
+    def shown(self) -> dict[str, Any]:
+        """The settings, for people; cells whose settings differ must differ here."""
+        return dataclasses.asdict(self)
+
     def steps(self, examples: int, example_tokens: float = 0.0, flops_a_token: float = 0.0) -> int:
         """Optimizer steps for so many examples, of so many tokens on average, a token costing so many FLOPs."""
         return 0
@@ -237,8 +241,7 @@ class Cell:
 
     def variant(self) -> str:
         """The method's fields that differ from their defaults, e.g. ``lora.rank=8,lr=0.01``; empty if none does."""
-        default = _flat(dataclasses.asdict(type(self.method)()))
-        mine = _flat(dataclasses.asdict(self.method))
+        default, mine = _flat(type(self.method)().shown()), _flat(self.method.shown())
         return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
 
     def folder(self) -> Path:
@@ -261,11 +264,14 @@ class Cell:
         leaf = "-".join(filter(None, [f"n{self.size:09d}", seeds, readable, fingerprint(place)[:8]]))
         return Path(self.run.root, self.sweep, self.base.name, self.data.name, self.method.name, leaf)
 
-    def identity(self, base_identity: str, subset_identity: str) -> dict[str, Any]:
+    def identity(
+        self, base_identity: str, subset_identity: str, search: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Every field that changes the trained result and none that does not; its `fingerprint` names the result.
 
         `base_identity` is the commit, content hash or recipe of the base; `subset_identity` the hash of the examples'
-        ids in order (the ids hash the rendered turns, so templates and files are inside).
+        ids in order (the ids hash the rendered turns, so templates and files are inside); `search` what a choice of
+        settings rests on, beside the settings (`harness.search.rule`).
         """
         return {
             "semantics": TRAINING_SEMANTICS,
@@ -280,6 +286,7 @@ class Cell:
             "size": self.size,
             "seed": self.seed,
             "subset_seed": self.subset_seed,
+            **({"search": search} if search else {}),
         }
 
 

@@ -60,7 +60,7 @@ def fine_tune(
     weights = [p for p in model.parameters() if p.requires_grad]
     half = model.dtype == torch.bfloat16 if half is None else half
     optimizer = torch.optim.AdamW(
-        weights, lr=schedule.lr, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
+        weights, lr=schedule.rate, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
     )
     packed = fits(model)
     longest = (reach(model) or math.inf) if packed else 0  # longer sequences get a pass of their own
@@ -135,6 +135,33 @@ def fine_tune(
         **told,
         "seconds": time.perf_counter() - started,
     }
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Any, sequences: TokenSequences | Pairs, objective: Objective, run: Run, half: bool, batch_size: int = 64
+) -> float:
+    """The objective over all sequences: -log p (nats) a learned token, or the mean over pairs. In evaluation mode.
+
+    Raises DivergedError where it is no number.
+    """
+    if cut := int((~sequences.answered).sum()):
+        raise HarnessError(f"{cut} examples held out are cut before their answer begins; raise method.max_length")
+    longest = (reach(model) or math.inf) if fits(model) else 0
+    total, count = torch.zeros(len(objective.names)), 0
+    for start in range(0, len(sequences), batch_size):
+        batch = sequences[start : start + batch_size]
+        for examples in _own_passes(batch, run.tokens_per_pass, longest):
+            with (
+                _laid_out(model, examples, longest) as together,
+                torch.autocast(model.device.type, torch.bfloat16, enabled=half),
+            ):
+                total += objective(model, examples, together).float().cpu()
+        count += objective.divisor(batch)
+    loss = ranks.summed([], total)[0].item() / count
+    if not math.isfinite(loss):
+        raise DivergedError(f"a loss of {loss} on the examples held out; lower method.lr")
+    return loss
 
 
 @contextmanager
@@ -238,14 +265,21 @@ def _backward(
     model: Any, examples: list[Any], objective: Objective, divisor: int, longest: float, half: bool
 ) -> torch.Tensor:
     """Add these examples' share of a batch's gradient; return that of what the objective gives."""
-    lengths = [len(s.ids) for example in examples for s in example.parts]
-    together = max(lengths) <= longest
-    with kept_apart(model, lengths) if together else nullcontext():
+    with _laid_out(model, examples, longest) as together:
         with part("forward"), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
             values = objective(model, examples, together) / divisor
         with part("backward"):
             values[0].backward()
     return values.detach()
+
+
+@contextmanager
+def _laid_out(model: Any, examples: list[Any], longest: float) -> Iterator[bool]:
+    """Whether these examples' sequences may lie end to end; if so, they are kept apart inside."""
+    lengths = [len(s.ids) for example in examples for s in example.parts]
+    together = max(lengths) <= longest
+    with kept_apart(model, lengths) if together else nullcontext():
+        yield together
 
 
 @contextmanager
