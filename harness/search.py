@@ -145,6 +145,12 @@ def _searched(tried: list[Cell], run: Callable[..., Any], on_phase: Callable[[st
     return ranks.agree(lambda: store.read_result(file))
 
 
+def chosen(tried: list[Cell]) -> float | None:
+    """The rate chosen among these candidates, once it is."""
+    file = Path(tried[0].run.root, tried[0].sweep, CHOICE) if tried else None
+    return float(store.read_result(file)["lr"]) if file and file.exists() else None
+
+
 def _try(cell: Cell, run: Callable[..., Any], on_phase: Callable[[str], None]) -> None:
     rate = cell.method.rate  # type: ignore[attr-defined]
     try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import ranks
 from harness.artifact import sha256_file
@@ -100,6 +100,7 @@ class Learner(Schedule):
     """A method that learns from sequences by the project's own loop, by default to make them likely."""
 
     neftune_alpha: float = 0.0  # a field of the methods that offer it
+    all_weights: ClassVar[str] = ""  # how the same is asked for without LoRA, where its data may outgrow an adapter
 
     def tokens(self, tokenizer: Any, examples: Sequence[Any]) -> "TokenSequences | Pairs":
         """What is learned from these examples, in order."""

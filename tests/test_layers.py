@@ -32,6 +32,7 @@ ROWS = [
     {"harness.sweep"},
     {"harness.plan", "harness.show", "harness.history", "harness.export"},
     {"harness.cost"},
+    {"harness.capacity"},
     {"harness.app"},
     {"harness.commands"},
     {"harness.__main__"},

@@ -19,6 +19,7 @@ from harness.tuning import Learner, Lora, adapter, all_weights, learning
 @dataclass
 class Midtrain(Learner, Method):
     name: ClassVar[str] = "midtrain"
+    all_weights: ClassVar[str] = "method=midtrain method.lora=null"
     needs: ClassVar[tuple[str, ...]] = ("text",)
 
     epochs: int = 1

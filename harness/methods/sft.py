@@ -20,6 +20,7 @@ from harness.tuning import Learner, Lora, adapter, check_noise, learning
 @dataclass
 class Sft(Learner, Method):
     name: ClassVar[str] = "sft"
+    all_weights: ClassVar[str] = "method=sft_full"
     flops_a_token: ClassVar[int] = 4  # forward, and backward through the frozen weights, whose gradients nobody needs
 
     max_length: int = 2048  # tokens of one example; what is longer is cut and counted in the record
