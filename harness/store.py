@@ -129,7 +129,7 @@ def _hidden(path: Path) -> bool:
 COLUMNS = (
     "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
     "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
-    "base_note path copies items_in_training lr lr_rule lr_at_edge"
+    "base_note path copies items_in_training lr lr_rule lr_at_edge held_out_loss"
 ).split()
 
 
@@ -139,9 +139,9 @@ def load(root: Path | str) -> pd.DataFrame:
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
     times in seconds; `copies` are examples that repeat another one, `items_in_training` items of the task that stand
     word for word among the examples. `lr` is the learning rate, `lr_rule` where it comes from (given, auto or search)
-    and `lr_at_edge` whether the best one stood at the edge of the grid. A cell whose last try left no record has one
-    row with status "failed", "diverged" or "preempted", an empty task and no score. Where a task was scored under
-    several evaluation fingerprints (a changed template, say), the newest one is given.
+    and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. A cell whose last
+    try left no record has one row with status "failed", "diverged" or "preempted", an empty task and no score. Where a
+    task was scored under several evaluation fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):
@@ -200,6 +200,7 @@ def row(cell: Cell, identity: dict[str, Any], training: dict[str, Any]) -> dict[
         "lr": training.get("lr"),
         "lr_rule": training.get("lr_rule", ""),
         "lr_at_edge": training.get("search", {}).get("edge", False),
+        "held_out_loss": training.get("held_out_loss"),
     }
 
 

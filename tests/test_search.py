@@ -1,6 +1,7 @@
 """A learning rate chosen from a grid: once for all seeds, by development items only, resumed where it was killed."""
 
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -25,7 +26,9 @@ from harness.run import identity_of, run, subset_of
 from harness.schedule import Search
 from tests.children import in_child
 from tests.conftest import pairs
+from tests.test_cli import harness  # noqa: F401  (a fixture)
 from tests.test_dpo import pairs as preferences  # noqa: F401  (a fixture)
+from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
 
 Make = Callable[..., Cell]
 GRID = [1e-4, 3e-3, 1e-2]
@@ -268,3 +271,41 @@ def test_variants_tell_searches_apart_in_a_line(make_cell: Make, generation_task
     assert one.variant().startswith("batch_size=4,epochs=2,lr=best of 0.0001 0.003 0.01 by dev~")
     assert one.variant() != other.variant()
     assert make_cell(searching()).variant().endswith("held_out=6,lr=best of 0.0001 0.003 0.01 by held-out loss")
+
+
+SEARCH = ["~arms.icl", "~arms.again", "base=tiny", "arms.sft.size=4,8", "method.lr=search", "method.held_out=6"]
+
+
+def test_as_a_person_types_it(harness: Any) -> None:  # noqa: F811
+    """Plan, sweep, status and report; then nothing is left, and nothing is tried again."""
+    typed = ["mine", *SEARCH, "method.search.lrs=[1e-4,1e-2]"]
+    status, out, err = harness("plan", *typed)
+    assert (status, out.count("lr to be searched"), out.count("/.lr/")) == (0, 4, 4), err
+    assert "5 cells: 5 missing; 4 candidates for learning rates: 4 missing" in out
+    _, out, _ = harness("plan", *typed, "--json")
+    said = json.loads(out)
+    assert (len(said["cells"]), len(said["candidates"]), {c["lr"] for c in said["cells"]}) == (5, 4, {None})
+    assert said["to_do"]["examples"] == 2 * (4 + 8) + 2 * (4 + 8)  # two seeds, and two rates once for both
+    status, _, err = harness("sweep", *typed)
+    assert status == 0, err
+    _, out, _ = harness("plan", *typed, "--json")
+    done = json.loads(out)
+    assert done["done"]["tokens"] == pytest.approx(said["to_do"]["tokens"], rel=0.01)  # by a sample of the examples
+    assert done["to_do"]["tokens"] == 0
+    frame = store.load("runs/mine").drop_duplicates("path")
+    assert len(frame) == 5
+    chosen = frame[frame["size"] > 0].groupby("size").lr.unique()
+    assert [len(rates) for rates in chosen] == [1, 1]
+    assert sorted({c["lr"] for c in done["cells"] if c["lr"]}) == sorted({float(r[0]) for r in chosen})
+    page = Path("runs/mine/report.html").read_text()
+    assert page.count("best of the grid, at its edge") == 2
+    assert "the best learning rate stands at the edge of the grid with 4 and 8 examples" in page
+    _, out, _ = harness("status", "runs/mine")
+    assert f" {chosen[4][0]:.3g}\n" in out
+    assert "5 cells done;" in out
+
+
+def test_an_evaluation_of_the_search_is_named_like_any_other(harness: Any) -> None:  # noqa: F811
+    """And refused where its items are those of the test."""
+    status, _, err = harness("plan", "mine", *SEARCH, "method.search.lrs=[1e-4,1e-2]", "evals@method.search.evals=quiz")
+    assert (status, "never chosen by test items" in err) == (2, True)

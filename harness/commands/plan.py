@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> int:
         return 0
     for p, cost in zip(both, costs, strict=True):
         print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_rate(p, estimator)}{_line(cost)}")
-    totals = _totals(both, costs, estimator, parsed.price)
-    print("\n".join([_states(planned, both), *totals, *warnings(cells, estimator)]))
+    sums = _totals(both, costs, estimator, parsed.price)
+    print("\n".join([_states(planned, both), *sums, *warnings(cells, estimator)]))
     return 0
 
 
