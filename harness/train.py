@@ -62,10 +62,7 @@ def fine_tune(
     optimizer = torch.optim.AdamW(
         weights, lr=schedule.rate, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
     )
-    packed = fits(model)
-    longest = (reach(model) or math.inf) if packed else 0  # longer sequences get a pass of their own
-    if ranks.sharded() and isinstance(sequences, Pairs) and (sequences.lengths > longest).any():
-        longest = 0  # answers that are read one by one take two passes, and every rank must make as many
+    longest = _longest(model, sequences)
     steps = schedule.steps(len(sequences), float(sequences.lengths.mean()), flops_a_token)
     batches = _batches(len(sequences), schedule.batch_size, None if schedule.trunk else seed)
     told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
@@ -128,7 +125,7 @@ def fine_tune(
     return {
         "steps": steps,
         "epochs": steps / math.ceil(len(sequences) / schedule.batch_size),
-        "packed": packed,
+        "packed": fits(model),
         "truncated_examples": int(sequences.truncated.sum()),
         "trained_parameters": sum(p.numel() for p in weights),
         "final_loss": told["losses"][-1]["loss"],
@@ -147,7 +144,7 @@ def mean_loss(
     """
     if cut := int((~sequences.answered).sum()):
         raise HarnessError(f"{cut} examples held out are cut before their answer begins; raise method.max_length")
-    longest = (reach(model) or math.inf) if fits(model) else 0
+    longest = _longest(model, sequences)
     total, count = torch.zeros(len(objective.names)), 0
     for start in range(0, len(sequences), batch_size):
         batch = sequences[start : start + batch_size]
@@ -194,6 +191,14 @@ def _batches(examples: int, batch_size: int, seed: int | None) -> Iterator[list[
         order = list(range(examples)) if seed is None else torch.randperm(examples, generator=generator).tolist()
         for start in range(0, examples, batch_size):
             yield order[start : start + batch_size]
+
+
+def _longest(model: Any, sequences: TokenSequences | Pairs) -> float:
+    """Up to how many tokens sequences may lie beside others; longer ones get a pass of their own."""
+    longest = (reach(model) or math.inf) if fits(model) else 0
+    if ranks.sharded() and isinstance(sequences, Pairs) and (sequences.lengths > longest).any():
+        return 0  # answers that are read one by one take two passes, and every rank must make as many
+    return longest
 
 
 def _length(example: Tokens | Pair) -> int:

@@ -12,20 +12,22 @@ import pytest
 
 from harness import preempt, search, store
 from harness.base import LoadedBase
-from harness.cell import Cell, Data, Task
+from harness.cell import Cell, Data, Form, Source, Task, Turn
 from harness.cost import Estimator, total
 from harness.data.subset import load_dataset
 from harness.engines.local import run_cells
 from harness.errors import DivergedError, HarnessError
 from harness.methods.dpo import Dpo
 from harness.methods.grpo import Grpo
+from harness.methods.midtrain import Midtrain
 from harness.methods.sft import Sft
+from harness.methods.sft_full import SftFull
 from harness.objective import LIKELIHOOD, loss_sum, targets
 from harness.plan import check, plan, searches
 from harness.run import identity_of, run, subset_of
 from harness.schedule import Search
 from tests.children import in_child
-from tests.conftest import pairs
+from tests.conftest import pairs, write_jsonl
 from tests.test_cli import harness  # noqa: F401  (a fixture)
 from tests.test_dpo import pairs as preferences  # noqa: F401  (a fixture)
 from tests.test_sweep import config_dir  # noqa: F401  (a fixture)
@@ -105,6 +107,38 @@ def test_pairs_are_held_out_by_their_preference_loss(make_cell: Make, preference
     told = training_of(cell)["search"]["candidates"]
     assert told[0]["score"] == pytest.approx(0.693, abs=0.01)  # next to nothing learned: as likely as by the reference
     assert training_of(cell)["lr"] == min(told, key=lambda c: c["score"])["lr"]
+
+
+def test_documents_and_all_weights_are_searched_too(make_cell: Make, tmp_path: Path) -> None:
+    documents = [{"text": f"What is {i}? It is {2 * i}. " * 3} for i in range(20)]
+    source = Source(path=str(write_jsonl(tmp_path / "documents.jsonl", documents)), form=Form(turns=[TEXT]))
+    search_of = {"lr": "search", "held_out": 6, "batch_size": 4, "search": Search(lrs=[1e-6, 1e-2])}
+    cells = [
+        make_cell(Midtrain(**search_of, max_length=16), data=Data(name="documents", sources={"all": source}), size=8),
+        make_cell(SftFull(**search_of), size=8),
+    ]
+    for cell in cells:
+        check([cell])
+        run(cell)
+        tried = training_of(cell)["search"]["candidates"]
+        assert training_of(cell)["lr"] == min(tried, key=lambda c: c["score"])["lr"]
+        assert training_of(cell)["held_out_loss"] == min(c["score"] for c in tried)  # seed 0: the very same training
+
+
+TEXT = Turn("text", "{{ text }}")
+
+
+def test_rewards_are_searched_by_a_development_evaluation(make_cell: Make, generation_task: Any) -> None:
+    pytest.importorskip("trl", reason="TRL comes with the extra `rl`")
+    task = dataclasses.replace(generation_task(ITEMS), limit=2)
+    settings: dict[str, Any] = {"batch_size": 2, "generations": 2, "max_completion_length": 4, "rewards": {"a": REWARD}}
+    method = Grpo(**settings, lr="search", search=Search(lrs=[1e-5, 1e-3], evals={"dev": task}))
+    cell = make_cell(method)
+    check([cell])
+    run(cell)
+    told = training_of(cell)
+    assert (told["lr"], told["search"]["edge"]) == (1e-5, True)  # nothing is found in so few steps: the smaller one
+    assert len(tried_in(cell)) == 2
 
 
 def test_rewards_have_no_held_out_loss() -> None:
