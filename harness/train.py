@@ -62,7 +62,8 @@ def fine_tune(
     optimizer = torch.optim.AdamW(
         weights, lr=schedule.rate, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
     )
-    longest = _longest(model, sequences)
+    packed = fits(model)
+    longest = _longest(model, sequences, packed)
     steps = schedule.steps(len(sequences), float(sequences.lengths.mean()), flops_a_token)
     batches = _batches(len(sequences), schedule.batch_size, None if schedule.trunk else seed)
     told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
@@ -125,7 +126,7 @@ def fine_tune(
     return {
         "steps": steps,
         "epochs": steps / math.ceil(len(sequences) / schedule.batch_size),
-        "packed": fits(model),
+        "packed": packed,
         "truncated_examples": int(sequences.truncated.sum()),
         "trained_parameters": sum(p.numel() for p in weights),
         "final_loss": told["losses"][-1]["loss"],
@@ -144,7 +145,7 @@ def mean_loss(
     """
     if cut := int((~sequences.answered).sum()):
         raise HarnessError(f"{cut} examples held out are cut before their answer begins; raise method.max_length")
-    longest = _longest(model, sequences)
+    longest = _longest(model, sequences, fits(model))
     total, count = torch.zeros(len(objective.names)), 0
     for start in range(0, len(sequences), batch_size):
         batch = sequences[start : start + batch_size]
@@ -193,9 +194,9 @@ def _batches(examples: int, batch_size: int, seed: int | None) -> Iterator[list[
             yield order[start : start + batch_size]
 
 
-def _longest(model: Any, sequences: TokenSequences | Pairs) -> float:
+def _longest(model: Any, sequences: TokenSequences | Pairs, packed: bool) -> float:
     """Up to how many tokens sequences may lie beside others; longer ones get a pass of their own."""
-    longest = (reach(model) or math.inf) if fits(model) else 0
+    longest = (reach(model) or math.inf) if packed else 0
     if ranks.sharded() and isinstance(sequences, Pairs) and (sequences.lengths > longest).any():
         return 0  # answers that are read one by one take two passes, and every rank must make as many
     return longest
