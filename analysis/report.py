@@ -70,6 +70,7 @@ def write_report(
             "flags": bool(table.loc[curves.has_sizes(table), "interval"].isin(FLAGS).any()),
         },
         cautions=_cautions(frame),
+        rates=_rates(cells),
         failed=failed.sort_values("path").to_dict("records"),
         varied=varied,
         fixed=constant + flat(fixed or {}),
@@ -134,10 +135,32 @@ def _cautions(frame: pd.DataFrame) -> list[str]:
             f"Up to {most['items_in_training']:.0f} of the {most['n_items']:.0f} items of {task} stand word for word "
             f"among the examples of a cell ({most['data']}, {most['size']:,} examples)."
         )
+    edges = frame[frame["lr_at_edge"].eq(True)]
+    for key, rows in edges.groupby(["base", "data", "method", "variant"], sort=True):
+        sizes = curves.names([f"{size:,}" for size in sorted(rows["size"].unique())])
+        lines.append(
+            f"{' '.join(filter(None, map(str, key)))}: the best learning rate stands at the edge of the grid with "
+            f"{sizes} examples; a wider grid may hold a better one."
+        )
     for data, rows in frame[frame["copies"] > 0].groupby("data", sort=True):
         most = rows.sort_values("copies").iloc[-1]
         lines.append(f"{data}: up to {most['copies']:.0f} of {most['size']:,} examples repeat another one.")
     return lines
+
+
+def _rates(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """The learning rates that were not given: a row for each curve and size, and what the seeds have, mostly one."""
+    rows = cells[cells["lr_rule"].isin(["auto", "search"])]
+    return [
+        {
+            **dict(zip(("base", "data", "method", "variant"), map(str, key), strict=False)),
+            "size": f"{key[-1]:,}",
+            "lr": ", ".join(f"{lr:.3g}" for lr in sorted(set(same["lr"]))),
+            "rule": {"auto": "published rule"}.get(same["lr_rule"].iloc[0], "best of the grid")
+            + ", at its edge" * bool(same["lr_at_edge"].any()),
+        }
+        for key, same in rows.groupby(["base", "data", "method", "variant", "size"], sort=True)
+    ]
 
 
 def _size_in_words(table: pd.DataFrame) -> str:

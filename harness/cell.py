@@ -181,9 +181,13 @@ class Method:
         """Its fields as plain data; of a method made of others, with their names."""
         return dataclasses.asdict(self)
 
+    def shown(self) -> dict[str, Any]:
+        """The settings, for people; cells whose settings differ must differ here."""
+        return self.settings()
+
     def variant(self) -> str:
-        """The fields that differ from their defaults, e.g. ``lora.rank=8,lr=0.01``; empty if none does."""
-        default, mine = _flat(type(self)().settings()), _flat(self.settings())
+        """What is shown that differs from the defaults, e.g. ``lora.rank=8,lr=0.01``; empty if nothing does."""
+        default, mine = _flat(type(self)().shown()), _flat(self.shown())
         return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
 
     def identity(self, cell: "Cell") -> dict[str, Any]:
@@ -280,11 +284,14 @@ class Cell:
         leaf = "-".join(filter(None, [f"n{self.size:09d}", seeds, readable, fingerprint(place)[:8]]))
         return Path(self.run.root, self.sweep, self.base.name, self.data.name, self.method.name, leaf)
 
-    def identity(self, base_identity: str, subset_identity: str) -> dict[str, Any]:
+    def identity(
+        self, base_identity: str, subset_identity: str, search: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Every field that changes the trained result and none that does not; its `fingerprint` names the result.
 
         `base_identity` is the commit, content hash or recipe of the base; `subset_identity` the hash of the examples'
-        ids in order (the ids hash the rendered turns, so templates and files are inside).
+        ids in order (the ids hash the rendered turns, so templates and files are inside); `search` what a choice of
+        settings rests on, beside the settings (`harness.search.rule`).
         """
         return {
             "semantics": TRAINING_SEMANTICS,
@@ -299,6 +306,7 @@ class Cell:
             "size": self.size,
             "seed": self.seed,
             "subset_seed": self.subset_seed,
+            **({"search": search} if search else {}),
         }
 
 

@@ -27,6 +27,7 @@ from harness.methods.recipe import Recipe, marks_of, stage_folder
 from harness.plan import DONE, Planned
 from harness.run import subset_of
 from harness.schedule import Schedule
+from harness.search import names, width_of
 from harness.shapes import Shapes, linear, parameters
 
 SUSTAINED = 0.4  # share of a large matrix product's speed that training and evaluation keep up
@@ -107,7 +108,8 @@ class Estimator:
             examples=cell.size,
             tokens=tokens,
             train_flops=training.get("flops", 0.0),
-            eval_flops=sum(self._eval_flops(cell.base.name, name) for name in scored if name in self.tasks),
+            eval_flops=sum(self._eval_flops(cell.base.name, name) for name in scored if name in self.tasks)
+            + self._forward(cell.base.name, training.get("held_out_tokens", 0)),
             seconds=seconds + sum(s["seconds"] for s in scored.values()),
             memory_bytes=record["peak_memory_bytes"],
             disk_bytes=self._stored(cell) if stays else 0.0,
@@ -126,9 +128,8 @@ class Estimator:
             return self._of_stages(cell)
         if not cell.method.trains:
             return Cost(examples=cell.size)
-        each = self._example_tokens(cell)
+        each, steps = self.example_tokens(cell), self.steps(cell)
         flops_a_token = cell.method.flops_a_token * self.parameters(cell.base.name)
-        steps = cell.method.steps(cell.size, each, flops_a_token)
         tokens = cell.method.drawn(cell.size, steps) * each
         shared = 0
         if isinstance(cell.method, Schedule) and cell.method.trunk:
@@ -139,7 +140,25 @@ class Estimator:
         if seconds is None:
             seconds = steps * STEP_SECONDS + flops / (SUSTAINED * self.speed)
         disk = self._stored(cell) if stays else 0.0
-        return Cost(cell.size, tokens, flops, seconds=seconds, disk_bytes=disk)
+        held_out = self._forward(cell.base.name, each * getattr(cell.method, "held_out", 0))
+        seconds += held_out / (SUSTAINED * self.speed) if held_out else 0.0
+        return Cost(cell.size, tokens, flops, held_out, seconds, disk_bytes=disk)
+
+    def _forward(self, base: str, tokens: float) -> float:
+        return 2 * self.parameters(base) * tokens if tokens else 0.0
+
+    def steps(self, cell: Cell) -> int:
+        """Optimizer steps of a cell that trains."""
+        flops_a_token = cell.method.flops_a_token * self.parameters(cell.base.name)
+        return cell.method.steps(cell.size, self.example_tokens(cell), flops_a_token)
+
+    def lr(self, cell: Cell) -> float | None:
+        """The learning rate, also where it is the published one; None where it is searched, or nothing is trained."""
+        if not isinstance(cell.method, Schedule) or cell.method.lr == "search":
+            return None
+        if cell.method.lr == "auto":
+            return cell.method.published_lr(names(cell.base), self._width(cell.base.name), self.steps(cell))
+        return cell.method.rate
 
     def _along(self, cell: Cell) -> Cost:
         """Of the scores in the course of the training."""
@@ -165,7 +184,7 @@ class Estimator:
             return measured
         if not (shapes := self._shapes(cell.base.name)):
             return math.nan
-        training = 16.0 * self._trained_parameters(cell)  # fp32 weight, gradient and Adam's two moments
+        training = 16.0 * self.trained_parameters(cell)  # fp32 weight, gradient and Adam's two moments
         if cell.method.trains:
             training += cell.run.tokens_per_pass * sum(2.0 * sum(shape) for shape in linear(shapes).values())
             training += 8.0 * cell.run.tokens_per_pass * max(max(shape) for shape in shapes.values())  # logits
@@ -202,20 +221,26 @@ class Estimator:
         return evaluate.extent(name, self.tasks[name])
 
     @functools.cache  # noqa: B019
+    def _width(self, base: str) -> int:
+        return width_of(self.bases[base])
+
+    @functools.cache  # noqa: B019
     def _shapes(self, base: str) -> Shapes | None:
         return weight_files.shapes(self.bases[base])
 
-    def _trained_parameters(self, cell: Cell) -> float:
+    def trained_parameters(self, cell: Cell) -> float:
+        """NaN where no file tells."""
         shapes = self._shapes(cell.base.name)
         return cell.method.trained_parameters(shapes) if shapes else math.nan
 
     def _stored(self, cell: Cell) -> float:
         """Bytes of what was trained."""
-        return (_width(cell) if cell.method.stored_in_full else 4.0) * self._trained_parameters(cell)
+        return (_width(cell) if cell.method.stored_in_full else 4.0) * self.trained_parameters(cell)
 
-    def _example_tokens(self, cell: Cell) -> float:
-        names = _trained_on(cell)
-        return self.history.example_tokens(names) or cell.method.tokens_of(self._sampled_tokens(names))
+    def example_tokens(self, cell: Cell) -> float:
+        """Of one example on average, the prompt counted; with GRPO, of all its answers."""
+        like = _trained_on(cell)
+        return self.history.example_tokens(like) or cell.method.tokens_of(self._sampled_tokens(like))
 
     @functools.cache  # noqa: B019
     def _sampled_tokens(self, names: tuple[str, str, str]) -> float:

@@ -23,7 +23,7 @@ from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, fingerprint
 from harness.consent import refuse_code
-from harness.data.overlap import marks_of
+from harness.data.overlap import mark, marks_of
 from harness.data.rows import read_file
 from harness.errors import HarnessError
 
@@ -151,6 +151,22 @@ def items_among(name: str, task: Task, turns: set[bytes]) -> int:
     return sum(not marks.isdisjoint(turns) for marks in _marks[key])
 
 
+def shared_items(one: tuple[str, Task], other: tuple[str, Task]) -> int:
+    """How many items of one evaluation (name, task) are asked in the other too, in the same words."""
+    return sum(item in _items_asked(*other) for item in _items_asked(*one))
+
+
+def _items_asked(name: str, task: Task) -> list[bytes]:
+    """A mark of each item: of its question or, where it has none of its own, of the answer."""
+    key = fingerprint(identity(name, task))
+    if key not in _asked:
+        docs = [(m, d) for m in _load(name, task)["tasks"].values() for d in islice(m.eval_docs, task.limit)]
+        texts = [(member.doc_to_text(doc), member.doc_to_target(doc)) for member, doc in docs]
+        _asked[key] = [mark(str(question if str(question).strip() else answer)) for question, answer in texts]
+    return _asked[key]
+
+
+_asked: dict[str, list[bytes]] = {}
 _marks: dict[str, list[set[bytes]]] = {}  # of each task's items, made once per process
 
 

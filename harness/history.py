@@ -54,15 +54,17 @@ class History:
         self.cells += 1
         row, training = record["row"], record["training"]
         base, how = row["base"], f"{row['method']} {row['variant']}"
-        if "flops" in training:
+        alone = "stages" not in training  # which other cells may have trained
+        if alone and "flops" in training:
             each = training["tokens"] / (training["epochs"] * row["size"])
             self._example_tokens[base, row["data"], row["method"]].append(each)
             self.training.add((base, how, row["data"]), training["steps"], training["flops"], training["seconds"])
         for task, scores in scored.items():
             key, items = (base, task, row["method"]), scores["scores"][0]["n_items"]
             self.evaluation.add(key, items, asked[task], scores["seconds"])
-        rest = record["wall_seconds"] - training.get("seconds", 0.0) - sum(s["seconds"] for s in scored.values())
-        self._overhead[(base,)].append(max(0.0, rest))
+        if alone:
+            rest = record["wall_seconds"] - training.get("seconds", 0.0) - sum(s["seconds"] for s in scored.values())
+            self._overhead[(base,)].append(max(0.0, rest))
         self._memory[(base,)].append(record["peak_memory_bytes"])
 
     def example_tokens(self, key: Key) -> float | None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from harness import along, evaluate, retention, store
+from harness import along, evaluate, retention, search, store
 from harness import base as bases
 from harness import lease as leases
 from harness.cell import Base, Cell, Task, fingerprint
@@ -23,6 +24,7 @@ class Planned:
     state: str
     why: str = ""  # what differs, for a drifted cell; who is at it, for a running one
     unscored: list[str] = field(default_factory=list)  # evaluations that are still to be made
+    candidates: list[Cell] = field(default_factory=list)  # among which its learning rate is chosen
 
 
 def plan(cells: list[Cell]) -> list[Planned]:
@@ -39,10 +41,24 @@ def plan(cells: list[Cell]) -> list[Planned]:
 
     planned = []
     for cell in cells:
-        identity = cell.identity(base_identity(cell.base), subset_identity(subset_of(cell)))
+        resting_on = search.rule(cell, eval_identity)
+        identity = cell.identity(base_identity(cell.base), subset_identity(subset_of(cell)), resting_on)
         wanted = {name: eval_identity(name, task) for name, task in cell.evals.items()}
         planned.append(_state(cell, identity, wanted))
+        planned[-1].candidates = search.candidates(cell, identity)
     return planned
+
+
+def searches(planned: list[Planned]) -> list[Planned]:
+    """The candidates for the learning rates of these cells, each once, as far as they were run or are to be."""
+    found: dict[Path, Cell] = {}
+    needed: set[Path] = set()
+    for p in planned:
+        found |= {c.folder(): c for c in p.candidates}
+        if not (p.cell.folder() / store.TRAINED).exists():
+            needed |= {c.folder() for c in p.candidates}
+    states = plan(list(found.values()))
+    return [p for p in states if p.state == DONE or (p.cell.folder() in needed and p.state != "diverged")]
 
 
 def _state(cell: Cell, identity: dict[str, Any], wanted: dict[str, Any]) -> Planned:
@@ -91,6 +107,8 @@ def check(cells: list[Cell]) -> None:
 
     for cell in cells:
         cell.method.check()
+        if new("rate", dataclasses.asdict(cell.method), dataclasses.asdict(cell.base), sorted(cell.evals)):
+            search.check(cell)
         evaluate.check_backend(cell.run)
         along.check(cell)
         for part in cell.method.parts(cell):

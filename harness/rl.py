@@ -38,7 +38,6 @@ Prompt = tuple[list[Message], str]  # the turns before the answer, and the refer
 class Settings(Protocol):
     """How to train: a `harness.schedule.Schedule` with these, see `harness.methods.grpo`."""
 
-    lr: float
     batch_size: int
     weight_decay: float
     max_grad_norm: float
@@ -48,6 +47,9 @@ class Settings(Protocol):
     beta: float
     loss: str
     scale_rewards: str
+
+    @property
+    def rate(self) -> float: ...
 
     def steps(self, examples: int) -> int: ...
 
@@ -71,7 +73,7 @@ def reinforce(
             except HarnessError as error:
                 raise HarnessError(f"method.rewards.{name}: {error}") from error
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=how.lr, betas=(0.9, 0.999), weight_decay=how.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=how.rate, betas=(0.9, 0.999), weight_decay=how.weight_decay, fused=True)
     steps, batch = how.steps(len(prompts)), min(how.batch_size, len(prompts))
     told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
     checkpoints = Checkpoints(attempt.checkpoints, cell.run.checkpoint_seconds)
@@ -206,7 +208,7 @@ class _Trainer(trl.GRPOTrainer):
         return self.done + self.state.global_step
 
     def _rate(self, step: int) -> float:
-        return self.how.lr_at(min(self.done + step, self.steps - 1), self.steps) / self.how.lr
+        return self.how.lr_at(min(self.done + step, self.steps - 1), self.steps) / self.how.rate
 
     def _send_telemetry(self) -> None:
         """Nothing is told to anybody."""

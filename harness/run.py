@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import base as bases
-from harness import evaluate, ranks, retention, store
+from harness import evaluate, ranks, retention, search, store
 from harness import lease as leases
 from harness.along import Along
 from harness.artifact import sha256_file
@@ -33,7 +33,7 @@ def subset_of(cell: Cell) -> Subset:
 
 def identity_of(cell: Cell, examples: Subset) -> dict[str, Any]:
     """The cell's training identity, with what its base and examples are."""
-    return cell.identity(bases.identity(cell.base), subset_identity(examples))
+    return cell.identity(bases.identity(cell.base), subset_identity(examples), search.rule(cell))
 
 
 def wanted_of(cell: Cell) -> dict[str, dict[str, Any]]:
@@ -141,9 +141,12 @@ def _work(
             trunk=partial(_trunk, cell, identity, examples),
             along=Along(base, cell, wanted, commit, telling.phase),
         )
+        settled, rate = cell, dict[str, Any]()
         if cell.method.trains and not ranks.agree((folder / store.TRAINED).exists):
+            settled, rate = search.settle(cell, identity, base, examples, partial(run, on_step=on_step), telling.phase)
             telling.phase("training")
-        with cell.method.adapt(base, examples, cell, attempt) as adapted:
+        with settled.method.adapt(base, examples, settled, attempt) as adapted:
+            adapted.training |= rate
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
             turns = user_turns(examples)

@@ -94,7 +94,7 @@ def _folders(root: Path) -> Iterator[Path]:
     for place, names, _ in os.walk(root):
         cells = [name for name in names if LEAF.match(name)]
         yield from (Path(place, name) for name in cells)
-        names[:] = [name for name in names if name not in cells and name != "wandb"]
+        names[:] = [n for n in names if n not in cells and n != "wandb" and not n.startswith(".")]
 
 
 def plan_of(cells: list[Cell], sweep: Path) -> dict[str, list[str]]:

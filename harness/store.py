@@ -32,8 +32,8 @@ RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json",
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"  # what is trained: an adapter, or all weights
 WEIGHTS = (ADAPTER, MODEL)
 LOSSES = "losses.jsonl"
-SEAL = b',\n "sha256": "'  # between a result and its checksum
 FAILED = ("failed", "diverged")  # statuses of a cell that waits for somebody to look at it
+SEAL = b',\n "sha256": "'  # between a result and its checksum
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,17 +121,21 @@ def is_done(cell: Cell, eval_identities: dict[str, dict[str, Any]]) -> bool:
 
 
 def records(root: Path) -> list[Path]:
-    """Folders of all cells below `root` that finished or failed, sorted."""
+    """Folders of all cells below `root` that finished or failed, sorted; not what lies in a hidden folder there."""
     if not root.is_dir():
         raise HarnessError(f"{root} is not a folder; give the output of a sweep, e.g. runs/pocket")
     found = {p.parent for name in (RECORD, FAILURE) for p in root.rglob(name)}
-    return sorted(found)
+    return sorted(folder for folder in found if not _hidden(folder.relative_to(root)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(name.startswith(".") for name in path.parts)
 
 
 COLUMNS = (
     "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
     "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
-    "base_note path copies items_in_training"
+    "base_note path copies items_in_training lr lr_rule lr_at_edge held_out_loss"
 ).split()
 
 
@@ -140,9 +144,10 @@ def load(root: Path | str) -> pd.DataFrame:
 
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
     times in seconds; `copies` are examples that repeat another one, `items_in_training` items of the task that stand
-    word for word among the examples. A cell whose last try left no record has one row with status "failed", "diverged"
-    or "preempted", an empty task and no score. Where a task was scored under several evaluation fingerprints (a changed
-    template, say), the newest one is given.
+    word for word among the examples. `lr` is the learning rate, `lr_rule` where it comes from (given, auto or search)
+    and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. A cell whose last
+    try left no record has one row with status "failed", "diverged" or "preempted", an empty task and no score. Where a
+    task was scored under several evaluation fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):
@@ -217,6 +222,10 @@ def row(cell: Cell, identity: dict[str, Any], training: dict[str, Any]) -> dict[
         "train_seconds": training.get("seconds", 0.0),
         "fingerprint": fingerprint(identity),
         "base_note": cell.base.note,
+        "lr": training.get("lr"),
+        "lr_rule": training.get("lr_rule", ""),
+        "lr_at_edge": training.get("search", {}).get("edge", False),
+        "held_out_loss": training.get("held_out_loss"),
     }
 
 

@@ -116,9 +116,10 @@ def _shrink(sweep: Sweep, arms: dict[str, Axes], path: Path) -> None:
     ]
     for override in parse(lines):
         group = override.key_or_group.split(".")
+        another = not override.package and group[-1] in ("base", "data", "evals")
         for arm in [group[1]] if group[0] == "arms" else list(arms):
             for key in list(arms.get(arm, {})):
-                if group[-1] in ("base", "data", "evals") and re.search(rf"^{group[-1]}\.|@{group[-1]}\b", key):
+                if another and re.search(rf"^{group[-1]}\.|@{group[-1]}\b", key):
                     del arms[arm][key]
         _apply(override, arms, path)
 

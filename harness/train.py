@@ -60,12 +60,10 @@ def fine_tune(
     weights = [p for p in model.parameters() if p.requires_grad]
     half = model.dtype == torch.bfloat16 if half is None else half
     optimizer = torch.optim.AdamW(
-        weights, lr=schedule.lr, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
+        weights, lr=schedule.rate, betas=(0.9, 0.999), weight_decay=schedule.weight_decay, fused=True
     )
     packed = fits(model)
-    longest = (reach(model) or math.inf) if packed else 0  # longer sequences get a pass of their own
-    if ranks.sharded() and isinstance(sequences, Pairs) and (sequences.lengths > longest).any():
-        longest = 0  # answers that are read one by one take two passes, and every rank must make as many
+    longest = _longest(model, sequences, packed)
     steps = schedule.steps(len(sequences), float(sequences.lengths.mean()), flops_a_token)
     batches = _batches(len(sequences), schedule.batch_size, None if schedule.trunk else seed)
     told: dict[str, Any] = {"losses": [], "target_tokens": 0, "tokens": 0, "seconds": 0.0, "resumed": []}
@@ -141,6 +139,33 @@ def fine_tune(
     }
 
 
+@torch.no_grad()
+def mean_loss(
+    model: Any, sequences: TokenSequences | Pairs, objective: Objective, run: Run, half: bool, batch_size: int = 64
+) -> float:
+    """The objective over all sequences: -log p (nats) a learned token, or the mean over pairs. In evaluation mode.
+
+    Raises DivergedError where it is no number.
+    """
+    if cut := int((~sequences.answered).sum()):
+        raise HarnessError(f"{cut} examples held out are cut before their answer begins; raise method.max_length")
+    longest = _longest(model, sequences, fits(model))
+    total, count = torch.zeros(len(objective.names)), 0
+    for start in range(0, len(sequences), batch_size):
+        batch = sequences[start : start + batch_size]
+        for examples in _own_passes(batch, run.tokens_per_pass, longest):
+            with (
+                _laid_out(model, examples, longest) as together,
+                torch.autocast(model.device.type, torch.bfloat16, enabled=half),
+            ):
+                total += objective(model, examples, together).float().cpu()
+        count += objective.divisor(batch)
+    loss = ranks.summed([], total)[0].item() / count
+    if not math.isfinite(loss):
+        raise DivergedError(f"a loss of {loss} on the examples held out; lower method.lr")
+    return loss
+
+
 @contextmanager
 def as_told(model: Any, run: Run) -> Iterator[None]:
     """Recompute activations instead of keeping them, compile the layers, if told to; the model leaves as it came."""
@@ -171,6 +196,14 @@ def _batches(examples: int, batch_size: int, seed: int | None) -> Iterator[list[
         order = list(range(examples)) if seed is None else torch.randperm(examples, generator=generator).tolist()
         for start in range(0, examples, batch_size):
             yield order[start : start + batch_size]
+
+
+def _longest(model: Any, sequences: TokenSequences | Pairs, packed: bool) -> float:
+    """Up to how many tokens sequences may lie beside others; longer ones get a pass of their own."""
+    longest = (reach(model) or math.inf) if packed else 0
+    if ranks.sharded() and isinstance(sequences, Pairs) and (sequences.lengths > longest).any():
+        return 0  # answers that are read one by one take two passes, and every rank must make as many
+    return longest
 
 
 def _length(example: Tokens | Pair) -> int:
@@ -242,14 +275,21 @@ def _backward(
     model: Any, examples: list[Any], objective: Objective, divisor: int, longest: float, half: bool
 ) -> torch.Tensor:
     """Add these examples' share of a batch's gradient; return that of what the objective gives."""
-    lengths = [len(s.ids) for example in examples for s in example.parts]
-    together = max(lengths) <= longest
-    with kept_apart(model, lengths) if together else nullcontext():
+    with _laid_out(model, examples, longest) as together:
         with part("forward"), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
             values = objective(model, examples, together) / divisor
         with part("backward"):
             values[0].backward()
     return values.detach()
+
+
+@contextmanager
+def _laid_out(model: Any, examples: list[Any], longest: float) -> Iterator[bool]:
+    """Whether these examples' sequences may lie end to end; if so, they are kept apart inside."""
+    lengths = [len(s.ids) for example in examples for s in example.parts]
+    together = max(lengths) <= longest
+    with kept_apart(model, lengths) if together else nullcontext():
+        yield together
 
 
 @contextmanager

@@ -7,17 +7,18 @@ instead of trained again.
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import ranks
 from harness.artifact import sha256_file
 from harness.cell import Adapted, Attempt, Cell
 from harness.clock import part
+from harness.data.subset import held_out
 from harness.data.tokens import TokenSequences
 from harness.errors import DivergedError, HarnessError
 from harness.files import whole
@@ -56,6 +57,15 @@ class Lora:
         """Whether the initialisation takes a part of the base's weights away, so that they mean nothing alone."""
         return self.init not in ("default", "gaussian", "orthogonal")
 
+    def check_published(self) -> None:
+        """Raise HarnessError where the published learning rate is for another kind of LoRA."""
+        default = Lora(rank=self.rank, dropout=self.dropout)
+        if self != default:
+            raise HarnessError(
+                "method.lr=auto is published for LoRA of any rank on all linear layers, alpha 32 over the rank, as "
+                "peft initialises it; leave method.lora as it is but for its rank, or set method.lr=search"
+            )
+
     def check_reference(self) -> None:
         """Raise HarnessError if the base, with the adapter switched off, is not the policy that training began with."""
         if self.rewrites_base:
@@ -86,38 +96,62 @@ class Lora:
         return sum(self.rank * sum(shape) for shape in named or layers.values())
 
 
-def learning(
-    base: Any,
-    sequences: "Callable[[], TokenSequences | Pairs]",
-    schedule: Schedule,
-    cell: Cell,
-    attempt: Attempt,
-    objective: "Callable[[], Objective] | None" = None,
-) -> Train:
-    """Training on the sequences by the project's own loop, by default to make them likely."""
+class Learner(Schedule):
+    """A method that learns from sequences by the project's own loop, by default to make them likely."""
+
+    neftune_alpha: float = 0.0  # a field of the methods that offer it
+    all_weights: ClassVar[str] = ""  # how the same is asked for without LoRA, where its data may outgrow an adapter
+
+    def tokens(self, tokenizer: Any, examples: Sequence[Any]) -> "TokenSequences | Pairs":
+        """What is learned from these examples, in order."""
+        raise NotImplementedError
+
+    def objective(self) -> "Objective":
+        from harness.objective import LIKELIHOOD
+
+        return LIKELIHOOD
+
+
+def check_noise(alpha: float) -> None:
+    if alpha < 0:
+        raise HarnessError(f"method.neftune_alpha={alpha} must be above 0, e.g. 5, or 0 for no noise")
+
+
+def learning(base: Any, examples: Sequence[Any], method: Learner, cell: Cell, attempt: Attempt) -> Train:
+    """Training on the examples; afterwards, where some are held out, the loss on these."""
     flops_a_token = cell.method.flops_a_token * base.model.num_parameters()
+    half = base.config.dtype == "bfloat16"
 
     def train(model: Any) -> dict[str, Any]:
-        from harness.objective import LIKELIHOOD
-        from harness.train import fine_tune
+        from harness.train import fine_tune, mean_loss
 
         with part("tokens"):
-            tokens = sequences()
+            sequences = method.tokens(base.tokenizer, examples)
+        objective, learned = method.objective(), method.objective()
+        if method.neftune_alpha:
+            from harness.neftune import Noisy
+
+            learned = Noisy(objective, method.neftune_alpha)
         model.train()
-        half = base.config.dtype == "bfloat16"
         with part("train"):
             record = fine_tune(
                 model,
-                tokens,
-                schedule,
+                sequences,
+                method,
                 seed=cell.seed,
                 run=cell.run,
                 attempt=attempt,
                 half=half,
                 flops_a_token=flops_a_token,
-                objective=objective() if objective else LIKELIHOOD,
+                objective=learned,
             )
-        return {**record, "held": schedule.hold, "flops": flops_a_token * record["tokens"]}
+        if method.held_out:
+            model.eval()
+            with part("held-out loss"):
+                others = method.tokens(base.tokenizer, held_out(cell, method.held_out))
+                record["held_out_loss"] = mean_loss(model, others, objective, cell.run, half)
+                record["held_out_tokens"] = int(others.lengths.sum())
+        return {**record, "held": method.hold, "flops": flops_a_token * record["tokens"]}
 
     return train
 

@@ -158,6 +158,27 @@ def test_a_sweep_over_a_base_in_parts_leaves_what_one_process_leaves(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", [DATA_PARALLEL, FSDP], ids=["copies", "parts"])
+def test_a_learning_rate_is_chosen_as_by_one(
+    launch: Callable[..., Any],
+    config_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    launcher: list[str],
+) -> None:
+    """Each candidate by both, losses on held-out examples summed over them, and one choice."""
+    searching = [*CELL, "method.lr=search", "method.search.lrs=[1e-4,1e-2]", "method.held_out=5"]
+    alone = run(compose_cell([*searching, f"run.root={tmp_path / 'alone'}"], config_dir))
+    done = launch(launcher, "-m", "harness", "run", *searching, "run.root=together")
+    assert done.returncode == 0, done.stderr
+    together = tmp_path / "together" / alone.relative_to(tmp_path / "alone")
+    assert_same(alone, together)
+    one, two = (read(folder, store.RECORD)["training"] for folder in (alone, together))
+    assert one["lr"] == two["lr"] == 0.01
+    for before, after in zip(one["search"]["candidates"], two["search"]["candidates"], strict=True):
+        assert after["score"] == pytest.approx(before["score"], rel=LOSS)
+
+
+@pytest.mark.slow
 def test_one_that_fails_ends_all(launch: Callable[..., Any], tmp_path: Path) -> None:
     """The other one waits for its gradient, and would for hours."""
     program = tmp_path / "failing.py"

@@ -160,6 +160,8 @@ def test_what_begins_alike_is_trained_once(make_cell: Make, words: Data, make_da
     made = [[stage["steps"] for stage in training(cell)["stages"]] for cell in cells]
     assert steps == [sum(made[0]), 0, sum(made[2][1:])]
     assert [training(c)["tokens"] for c in cells[:1]] == pytest.approx(tokens[:1], rel=0.1)
+    planned = plan(cells)  # from what they measured
+    assert Estimator(planned).cost(planned[0]).tokens == training(cells[0])["tokens"]
     # Of the same stages, the third is trained on what came before, so after another size it is another one.
     marks = [[stage["mark"] for stage in training(cell)["stages"]] for cell in cells]
     assert marks[0][:2] == marks[1]
@@ -249,6 +251,7 @@ def test_a_file_of_stages_composes(tmp_path: Path) -> None:
         ({"stages": {"only": Stage(Sft(lora=Lora(modules_to_save=["lm_head"])))}}, "cannot be merged"),
         ({"stages": {"only": Stage(Sft(trunk=True))}}, "trunk"),
         ({"stages": {"only": Stage(Sft(decay="cubic"))}}, "decay='cubic'"),
+        ({"stages": {"only": Stage(Sft(lr="auto"))}}, "lr must be a number"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change: Any, message: str, make_cell: Make, words: Data) -> None:

@@ -24,7 +24,8 @@ WSD = {"lr": 5e-3, "epochs": 1, "batch_size": 2, "warmup": 2, "decay": "wsd", "d
 
 def cells(make_cell: Any, root: Path, **changes: Any) -> list[Any]:
     """One size each, below a root of its own."""
-    method = Sft(**WSD, lora=Lora(rank=4, dropout=0.2))  # dropout: the state of the generator is shared, too
+    # Dropout and noise: the state of the generator is shared, too.
+    method = Sft(**WSD, neftune_alpha=5.0, lora=Lora(rank=4, dropout=0.2))
     made = [make_cell(method, size=size, **changes) for size in SIZES]
     return [dataclasses.replace(c, run=dataclasses.replace(c.run, root=str(root))) for c in made]
 

@@ -9,9 +9,12 @@ from typing import Any
 from tqdm import tqdm
 
 from harness import plan as plans
+from harness import search
+from harness.capacity import warnings
 from harness.commands.common import print_cells, sweep_arguments
 from harness.cost import Cost, Estimator, total
 from harness.plan import DONE, Planned
+from harness.schedule import SETTLED
 
 
 def main(arguments: list[str]) -> int:
@@ -20,32 +23,53 @@ def main(arguments: list[str]) -> int:
         return print_cells(cells)
     planned = plans.plan(cells)
     plans.check(plans.to_run(planned, retry_failed=True))
-    estimator = _estimator(planned, parsed)
-    costs = [estimator.cost(p) for p in tqdm(planned, "costs", unit="cell", delay=2, disable=None, leave=False)]
+    both = planned + plans.searches(planned)
+    estimator = _estimator(both, parsed)
+    costs = [estimator.cost(p) for p in tqdm(both, "costs", unit="cell", delay=2, disable=None, leave=False)]
     if parsed.json:
-        print(json.dumps(as_json(planned, costs, estimator, parsed.price), indent=1))
+        print(json.dumps(as_json(both, len(planned), costs, estimator, parsed.price), indent=1))
         return 0
-    for p, cost in zip(planned, costs, strict=True):
-        print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_line(cost)}")
-    print("\n".join([_states(planned), *_totals(planned, costs, estimator, parsed.price)]))
+    for p, cost in zip(both, costs, strict=True):
+        print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_rate(p, estimator)}{_line(cost)}")
+    sums = _totals(both, costs, estimator, parsed.price)
+    print("\n".join([_states(planned, both), *sums, *warnings(cells, estimator)]))
     return 0
 
 
 def totals(planned: list[Planned], parsed: argparse.Namespace) -> list[str]:
     """How many cells are in which state; where something is left to do, what it takes, what was spent, what stays."""
     if all(p.state == DONE for p in planned):  # asking what it took would load lm-eval and the tasks
-        return [_states(planned)]
-    estimator = _estimator(planned, parsed)
-    return [_states(planned), *_totals(planned, [estimator.cost(p) for p in planned], estimator, parsed.price)]
+        return [_states(planned, planned)]
+    both = planned + plans.searches(planned)
+    estimator = _estimator(both, parsed)
+    costs = [estimator.cost(p) for p in both]
+    told = warnings([p.cell for p in planned], estimator)
+    return [_states(planned, both), *_totals(both, costs, estimator, parsed.price), *told]
+
+
+def _rate(p: Planned, estimator: Estimator) -> str:
+    """The learning rate where it is not given, as far as it is known."""
+    how = getattr(p.cell.method, "lr", None)
+    if how not in SETTLED:
+        return ""
+    rate = search.chosen(p.candidates) if how == "search" else estimator.lr(p.cell)
+    return f"lr {rate:.3g} ({how})  " if rate else "lr to be searched  "
 
 
 def _estimator(planned: list[Planned], parsed: argparse.Namespace) -> Estimator:
     return Estimator(planned, parsed.teraflops and parsed.teraflops * 1e12)
 
 
-def _states(planned: list[Planned]) -> str:
+def _states(planned: list[Planned], both: list[Planned]) -> str:
+    """Of the cells, and of the candidates behind them in `both`."""
+    text = f"{len(planned)} cells: {_counts(planned)}"
+    tried = both[len(planned) :]
+    return text + f"; {len(tried)} candidates for learning rates: {_counts(tried)}" * bool(tried)
+
+
+def _counts(planned: list[Planned]) -> str:
     states = [p.state for p in planned]
-    return f"{len(planned)} cells: " + ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
+    return ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
 
 
 def _totals(planned: list[Planned], costs: list[Cost], estimator: Estimator, price: float | None) -> list[str]:
@@ -64,19 +88,27 @@ def _totals(planned: list[Planned], costs: list[Cost], estimator: Estimator, pri
     return lines
 
 
-def as_json(planned: list[Planned], costs: list[Cost], estimator: Estimator, price: float | None) -> dict[str, Any]:
-    """Numbers in base units: tokens, FLOPs, seconds of one worker, bytes; null where not known."""
+def as_json(
+    planned: list[Planned], cells: int, costs: list[Cost], estimator: Estimator, price: float | None
+) -> dict[str, Any]:
+    """Numbers in base units: tokens, FLOPs, seconds of one worker, bytes; null where not known.
+
+    `planned` are so many cells, and behind them the candidates for their learning rates.
+    """
     spent, left = _parts(planned, costs)
 
     def told(cost: Cost) -> dict[str, Any]:
         values = {**dataclasses.asdict(cost), "price": price and price * cost.seconds / 3600}
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
-    cells = [
+    rows = [
         {"folder": str(p.cell.folder()), "state": p.state, "why": p.why, "evals": list(p.cell.evals), **told(cost)}
+        | {"lr": search.chosen(p.candidates) or estimator.lr(p.cell)}
         for p, cost in zip(planned, costs, strict=True)
     ]
-    return {"cells": cells, "done": told(spent), "to_do": told(left), "basis": estimator.basis()}
+    totals = {"done": told(spent), "to_do": told(left), "basis": estimator.basis()}
+    told_of = warnings([p.cell for p in planned[:cells]], estimator)
+    return {"cells": rows[:cells], "candidates": rows[cells:], **totals, "warnings": told_of}
 
 
 def _parts(planned: list[Planned], costs: list[Cost]) -> tuple[Cost, Cost]:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from harness.commands.common import new_parser
 from harness.compose import compose_cell, from_dict, users_folder
+from harness.cost import Estimator
 from harness.errors import HarnessError
+from harness.plan import MISSING, Planned
 from harness.show import show_cell
 from harness.store import RECORD, read_result
 
@@ -29,4 +31,6 @@ def main(arguments: list[str]) -> int:
     else:
         cell = compose_cell(parsed.cell, users_folder(parsed.config_dir))
     show_cell(cell)
+    if getattr(cell.method, "lr", None) == "auto":
+        print(f"\n## learning rate {Estimator([Planned(cell, MISSING)]).lr(cell):.3g}, as published")
     return 0

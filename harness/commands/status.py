@@ -4,6 +4,7 @@ from pathlib import Path
 
 from harness.commands.common import new_parser
 from harness.errors import HarnessError
+from harness.schedule import SETTLED
 from harness.standing import standing
 from harness.watch import running_line, watch
 
@@ -49,8 +50,11 @@ def _table(runs: Path) -> int:
     lead = done[done.headline.astype(bool)]
     if len(lead):
         keys = ["task", "base", "data", "method", "variant", "size"]
-        table = lead.groupby(keys, dropna=False).score.agg(["mean", "min", "max", "count"])
-        print(table.rename(columns={"count": "seeds"}).round(3).to_string())
+        by = lead.groupby(keys, dropna=False)
+        table = by.score.agg(["mean", "min", "max", "count"]).rename(columns={"count": "seeds"}).round(3)
+        if lead.lr_rule.isin(SETTLED).any():
+            table["lr"] = by.lr.agg(lambda rates: " ".join(f"{lr:.3g}" for lr in sorted(set(rates.dropna()))))
+        print(table.to_string())
     for path, work in now.running.items():
         print(f"running: {running_line(path, work).strip()}")
     for row in ended.itertuples():

@@ -17,7 +17,7 @@ import hydra.utils
 import numpy as np
 
 from harness.artifact import Artifact, local, remembered_hash
-from harness.cell import Data, Message, Source, fingerprint
+from harness.cell import Cell, Data, Message, Source, fingerprint
 from harness.data.order import deal
 from harness.data.rows import Row, read_file, read_hub
 from harness.data.table import Array, Table, open_table
@@ -84,7 +84,7 @@ class Dataset:
     weights: dict[str, Fraction]
     order: str = "hash"
     _orders: dict[int, Subset] = dataclasses.field(default_factory=dict)  # by seed
-    _subsets: dict[tuple[int, int], Subset] = dataclasses.field(default_factory=dict)  # a sweep asks for each often
+    _subsets: dict[tuple[int, int], Subset] = dataclasses.field(default_factory=dict)  # by (size, or -held out; seed)
 
     def __len__(self) -> int:
         return sum(map(len, self.tables.values()))
@@ -96,6 +96,22 @@ class Dataset:
                 f"size={size} is larger than the dataset {self.name!r}, which has {len(self)} examples; "
                 "examples are never repeated silently: choose a smaller size"
             )
+        if (size, seed) not in self._subsets:
+            self._subsets[size, seed] = self._whole(seed)[:size]
+        return self._subsets[size, seed]
+
+    def held_out(self, count: int, size: int, seed: int) -> Subset:
+        """The last `count` examples in the order of `seed`, from which no size learns; refuses one that would."""
+        if size + count > len(self):
+            raise HarnessError(
+                f"size={size} and method.held_out={count} are together more than the {len(self)} examples of the "
+                f"dataset {self.name!r}; lower one of them"
+            )
+        if (-count, seed) not in self._subsets:
+            self._subsets[-count, seed] = self._whole(seed)[len(self) - count :]
+        return self._subsets[-count, seed]
+
+    def _whole(self, seed: int) -> Subset:
         if seed not in self._orders:
             weights = [self.weights[source] for source in self.tables]
             if self.order == "file":
@@ -103,9 +119,7 @@ class Dataset:
                 self._orders[seed] = Subset(self.tables, *written)
             else:
                 self._orders[seed] = Subset(self.tables, *deal(list(self.tables.values()), weights, seed))
-        if (size, seed) not in self._subsets:
-            self._subsets[size, seed] = self._orders[seed][:size]
-        return self._subsets[size, seed]
+        return self._orders[seed]
 
     def manifest(self, subset: Subset, seed: int) -> dict[str, Any]:
         """What the subset is and where it came from, for the record."""
@@ -135,6 +149,11 @@ def subset_identity(subset: Sequence[Example]) -> str:
     if isinstance(subset, Subset):
         return subset.identity
     return hashlib.sha256("\n".join(e.id for e in subset).encode()).hexdigest()
+
+
+def held_out(cell: Cell, count: int) -> Subset:
+    """The `count` examples that no size of the cell's data and subset seed learns from."""
+    return load_dataset(cell.data).held_out(count, cell.size, cell.subset_seed)
 
 
 _loaded: dict[str, Dataset] = {}

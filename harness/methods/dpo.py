@@ -9,26 +9,24 @@ trained all weights, with ten times its learning rate for LoRA (thinkingmachines
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 from harness.cell import Adapted, Attempt, Cell, Method
-from harness.data.pairs import token_pairs
+from harness.data.pairs import Pairs, token_pairs
 from harness.errors import HarnessError
-from harness.schedule import Schedule
 from harness.shapes import Shapes
-from harness.tuning import Lora, adapter, learning
+from harness.tuning import Learner, Lora, adapter, learning
 
 LOSSES = ("sigmoid", "sigmoid_norm", "ipo")
 
 
 @dataclass
-class Dpo(Schedule, Method):
+class Dpo(Learner, Method):
     name: ClassVar[str] = "dpo"
     needs: ClassVar[tuple[str, ...]] = ("pair",)
     flops_a_token: ClassVar[int] = 6  # as sft's 4, and forward once more for the reference
 
-    lr: float = 5e-6
+    lr: float | str = 5e-6
     epochs: int = 1
     batch_size: int = 32  # pairs
     beta: float = 0.1  # how dear it is to leave the reference
@@ -50,10 +48,12 @@ class Dpo(Schedule, Method):
     def adapt(
         self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
-        pairs = partial(token_pairs, base.tokenizer, examples, self.max_length)
-        return adapter(base, self.lora, cell, attempt, learning(base, pairs, self, cell, attempt, self._objective))
+        return adapter(base, self.lora, cell, attempt, learning(base, examples, self, cell, attempt))
 
-    def _objective(self) -> Any:
+    def tokens(self, tokenizer: Any, examples: Sequence[Any]) -> Pairs:
+        return token_pairs(tokenizer, examples, self.max_length)
+
+    def objective(self) -> Any:
         from harness.objective import Preference
 
         return Preference(self.beta, self.loss)

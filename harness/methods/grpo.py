@@ -30,7 +30,7 @@ class Grpo(Schedule, Method):
     name: ClassVar[str] = "grpo"
     needs: ClassVar[tuple[str, ...]] = ("prompt", "dialogue")
 
-    lr: float = 1e-5
+    lr: float | str = 1e-5
     epochs: int = 1
     batch_size: int = 8  # prompts of one step
     rewards: dict[str, Any] = field(default_factory=dict)  # by name: `_target_`s of harness.rewards, summed by weight
@@ -57,6 +57,11 @@ class Grpo(Schedule, Method):
             raise HarnessError(
                 "method=grpo cannot know how many tokens its answers will have, nor share a beginning; use "
                 "method.hold=epochs or steps, and method.trunk=false"
+            )
+        if self.held_out:
+            raise HarnessError(
+                "method=grpo has no loss on examples held out; set method.held_out=0, and method.search.evals to a "
+                "development evaluation where its learning rate is searched"
             )
         for name, known in (("loss", LOSSES), ("scale_rewards", SCALES)):
             if getattr(self, name) not in known:

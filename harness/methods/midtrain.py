@@ -7,19 +7,19 @@ document. By LoRA, or, with ``method.lora=null``, by all weights.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 from harness.cell import Adapted, Attempt, Cell, Method
 from harness.data.token_cache import token_sequences
-from harness.schedule import Schedule
+from harness.data.tokens import TokenSequences
 from harness.shapes import Shapes, parameters
-from harness.tuning import Lora, adapter, all_weights, learning
+from harness.tuning import Learner, Lora, adapter, all_weights, learning
 
 
 @dataclass
-class Midtrain(Schedule, Method):
+class Midtrain(Learner, Method):
     name: ClassVar[str] = "midtrain"
+    all_weights: ClassVar[str] = "method=midtrain method.lora=null"
     needs: ClassVar[tuple[str, ...]] = ("text",)
 
     epochs: int = 1
@@ -34,14 +34,16 @@ class Midtrain(Schedule, Method):
     def stored_in_full(self) -> bool:  # type: ignore[override]
         return self.lora is None
 
+    def tokens(self, tokenizer: Any, examples: Sequence[Any]) -> TokenSequences:
+        return token_sequences(tokenizer, examples, self.max_length, windows=True)
+
     def trained_parameters(self, shapes: Shapes) -> int:
         return self.lora.parameters(shapes) if self.lora else parameters(shapes)
 
     def adapt(
         self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
-        sequences = partial(token_sequences, base.tokenizer, examples, self.max_length, windows=True)
-        train = learning(base, sequences, self, cell, attempt)
+        train = learning(base, examples, self, cell, attempt)
         if self.lora:
             return adapter(base, self.lora, cell, attempt, train)
         return all_weights(base, cell, attempt, train)

@@ -22,6 +22,7 @@ from harness.cell import Adapted, Attempt, Cell, Data, Method, fingerprint
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.lease import Lease, held
+from harness.schedule import Schedule
 from harness.shapes import Shapes
 from harness.store import LOSSES, TRAINED, read_jsonl, read_result, write_jsonl, write_result
 
@@ -97,8 +98,12 @@ class Recipe(Method):
                 raise HarnessError(f"{place}.method must be one that trains, such as sft or dpo")
             if getattr(getattr(stage.method, "lora", None), "modules_to_save", None):
                 raise HarnessError(f"{place}.method.lora.modules_to_save cannot be merged; leave it out of a recipe")
-            if getattr(stage.method, "trunk", False):
+            if isinstance(stage.method, Schedule) and stage.method.trunk:
                 raise HarnessError(f"{place}.method.trunk shares a training among sizes; leave it out of a recipe")
+            if isinstance(stage.method, Schedule) and (isinstance(stage.method.lr, str) or stage.method.held_out):
+                raise HarnessError(
+                    f"{place}.method.lr must be a number, without held_out: in a row nothing is searched"
+                )
             if name != self._swept() and (stage.size < 1 or not stage.data.sources):
                 raise HarnessError(f"{place} needs a size and data of its own, as {self._swept()} is the swept one")
             stage.method.check()

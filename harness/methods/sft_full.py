@@ -3,24 +3,35 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from harness.cell import Adapted, Attempt, Cell, Method
 from harness.data.token_cache import token_sequences
-from harness.schedule import Schedule
+from harness.data.tokens import TokenSequences
+from harness.rates import family, published
 from harness.shapes import Shapes, parameters
-from harness.tuning import all_weights, learning
+from harness.tuning import Learner, all_weights, check_noise, learning
 
 
 @dataclass
-class SftFull(Schedule, Method):
+class SftFull(Learner, Method):
     name: ClassVar[str] = "sft_full"
     flops_a_token: ClassVar[int] = 6
     stored_in_full: ClassVar[bool] = True
 
-    lr: float = 2e-5  # a tenth of LoRA's default (thinkingmachines.ai/blog/lora)
+    lr: float | str = 2e-5  # a tenth of LoRA's default (thinkingmachines.ai/blog/lora)
     max_length: int = 2048  # tokens of one example; what is longer is cut and counted in the record
+    neftune_alpha: float = 0.0  # noise on the embeddings; above 0 it also depends on run.tokens_per_pass
+
+    def check(self) -> None:
+        super().check()
+        check_noise(self.neftune_alpha)
+
+    def published_lr(self, names: Sequence[str], width: int, steps: int) -> float:
+        return published(family(names), width, steps, lora=False)
+
+    def tokens(self, tokenizer: Any, examples: Sequence[Any]) -> TokenSequences:
+        return token_sequences(tokenizer, examples, self.max_length)
 
     def trained_parameters(self, shapes: Shapes) -> int:
         return parameters(shapes)
@@ -28,5 +39,4 @@ class SftFull(Schedule, Method):
     def adapt(
         self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt
     ) -> AbstractContextManager[Adapted]:
-        sequences = partial(token_sequences, base.tokenizer, examples, self.max_length)
-        return all_weights(base, cell, attempt, learning(base, sequences, self, cell, attempt))
+        return all_weights(base, cell, attempt, learning(base, examples, self, cell, attempt))
