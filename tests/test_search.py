@@ -303,7 +303,7 @@ def test_variants_tell_searches_apart_in_a_line(make_cell: Make, generation_task
     one = make_cell(by_evaluation(generation_task(ITEMS)))
     other = make_cell(by_evaluation(dataclasses.replace(generation_task(ITEMS), limit=2)))
     assert one.method.variant().startswith("batch_size=4,epochs=2,lr=best of 0.0001 0.003 0.01 by dev~")
-    assert one.method.variant() != other.variant()
+    assert one.method.variant() != other.method.variant()
     assert make_cell(searching()).method.variant().endswith("held_out=6,lr=best of 0.0001 0.003 0.01 by held-out loss")
 
 
