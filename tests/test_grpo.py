@@ -217,6 +217,7 @@ def test_an_adapter_on_a_quantised_base_stays_in_float32(
     make_cell: Make, loaded: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TRL would round it to bfloat16, where small steps are lost. Of quantising, here is only what TRL asks for."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes comes with the extra `qlora`")
     cell = make_cell(quick(), size=8)
     wanted = outcome(run(elsewhere(cell, tmp_path / "plain")))
     monkeypatch.setattr(loaded.model, "is_loaded_in_4bit", True, raising=False)
