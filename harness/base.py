@@ -180,6 +180,8 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
                 model.to(place)  # type: ignore[arg-type]
         if base.quantize:
             _keep_gradients(model)
+        elif base.gguf_file and getattr(model, "hf_quantizer", None):  # its weights are plain numbers once loaded
+            model.hf_quantizer.remove_quantization_config(model)
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)
