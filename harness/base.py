@@ -35,7 +35,11 @@ class LoadedBase:
 
     @functools.cached_property
     def attends_by_rows(self) -> bool:
-        """Whether `harness.attention` gives the model's own logits; tried once."""
+        """Whether `harness.attention` gives the model's own logits; tried once, by `load`.
+
+        Later it could be a trained model that is tried, which may round worse than is tolerated; then it would be asked
+        in another way than if another cell had come before it.
+        """
         from harness.attention import fits
 
         return fits(self.model)
@@ -176,10 +180,13 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
                 model.to(place)  # type: ignore[arg-type]
         if base.quantize:
             _keep_gradients(model)
+        elif base.gguf_file and getattr(model, "hf_quantizer", None):  # its weights are plain numbers once loaded
+            model.hf_quantizer.remove_quantization_config(model)
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)
         _resident[key] = LoadedBase(base, model, tokenizer)
+        _resident[key].attends_by_rows  # noqa: B018  tried now, while nothing has been trained on it
     return _resident[key]
 
 

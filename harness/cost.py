@@ -103,14 +103,14 @@ class Estimator:
     def _spent(self, cell: Cell, stays: bool) -> Cost:
         record, scored = self.finished[cell.folder()]
         training = record["training"]
-        tokens, seconds = training.get("tokens", 0), training.get("seconds", 0.0)
+        own = 1 - training.get("branched_at", 0) / training.get("steps", 1)  # a trunk is its first size's to count
         return Cost(
             examples=cell.size,
-            tokens=tokens,
-            train_flops=training.get("flops", 0.0),
+            tokens=own * training.get("tokens", 0),
+            train_flops=own * training.get("flops", 0.0),
             eval_flops=sum(self._eval_flops(cell.base.name, name) for name in scored if name in self.tasks)
             + self._forward(cell.base.name, training.get("held_out_tokens", 0)),
-            seconds=seconds + sum(s["seconds"] for s in scored.values()),
+            seconds=record["row"]["train_seconds"] + sum(s["seconds"] for s in scored.values()),
             memory_bytes=record["peak_memory_bytes"],
             disk_bytes=self._stored(cell) if stays else 0.0,
         )

@@ -116,13 +116,11 @@ def _write(base: Base, cell: Cell, folder: Path, scratch: Path) -> Exported:
 
 
 def _make_float32(model: Any) -> None:
-    """In place. A GGUF file's weights are plain numbers once loaded; a base that stays quantised is refused."""
+    """In place. A base that stays quantised is refused."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
-        form = str(getattr(quantizer.quantization_config.quant_method, "value", "unknown"))
-        if form != "gguf":
-            raise HarnessError(f"the base is quantised ({form}) and cannot take the adapter's weights in")
-        quantizer.remove_quantization_config(model)
+        form = getattr(quantizer.quantization_config.quant_method, "value", "unknown")
+        raise HarnessError(f"the base is quantised ({form}) and cannot take the adapter's weights in")
     model.float()
 
 

@@ -219,7 +219,7 @@ def row(cell: Cell, identity: dict[str, Any], training: dict[str, Any]) -> dict[
         "seed": cell.seed,
         "subset_seed": cell.subset_seed,
         "tokens": training.get("target_tokens", 0),
-        "train_seconds": training.get("seconds", 0.0),
+        "train_seconds": training.get("seconds", 0.0) - training.get("shared_seconds", 0.0),  # its own, not the trunk's
         "fingerprint": fingerprint(identity),
         "base_note": cell.base.note,
         "lr": training.get("lr"),

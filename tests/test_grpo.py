@@ -17,6 +17,7 @@ pytest.importorskip("trl", reason="TRL comes with the extra `rl`")
 from harness import preempt, store
 from harness.base import LoadedBase
 from harness.cell import Cell, Data, Form, Turn
+from harness.compose import compose_cell
 from harness.cost import Estimator
 from harness.data.chat import render
 from harness.errors import DivergedError, HarnessError
@@ -31,6 +32,7 @@ from harness.show import show_cell
 from harness.tuning import Lora
 from tests.children import in_child
 from tests.conftest import make_tokenizer
+from tests.test_chat_tokens import needs_smollm2
 from tests.test_checkpoint import elsewhere, outcome, run_and_die_at
 from tests.test_methods import everything, logits
 
@@ -217,10 +219,20 @@ def test_an_adapter_on_a_quantised_base_stays_in_float32(
     make_cell: Make, loaded: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TRL would round it to bfloat16, where small steps are lost. Of quantising, here is only what TRL asks for."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes comes with the extra `qlora`")
     cell = make_cell(quick(), size=8)
     wanted = outcome(run(elsewhere(cell, tmp_path / "plain")))
     monkeypatch.setattr(loaded.model, "is_loaded_in_4bit", True, raising=False)
     assert outcome(run(cell)) == wanted
+
+
+@needs_smollm2
+@pytest.mark.slow
+def test_a_base_from_a_gguf_file_is_trained(make_cell: Make) -> None:
+    """transformers calls it quantised, and its trainer would refuse it; its weights are plain numbers once loaded."""
+    base = compose_cell(["base=smollm2_135m_instruct"]).base
+    cell = make_cell(quick(epochs=1, batch_size=1, generations=2, max_completion_length=2), base=base, size=1)
+    assert training(run(cell))["steps"] == 1
 
 
 def test_prompts_are_asked_as_evaluation_asks_them(loaded: LoadedBase) -> None:

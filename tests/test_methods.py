@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness import base as bases
 from harness import evaluate
+from harness.attention import fits
 from harness.base import LoadedBase
 from harness.cell import Adapted, Base, Cell, Data, Method, Run, Task
 from harness.data.chat import tokenize
@@ -189,6 +190,18 @@ def test_a_cell_does_not_depend_on_what_ran_before_it(
     alone = sha256(loaded, second, tmp_path / "alone")
     sha256(loaded, first, tmp_path / "first")
     assert sha256(loaded, second, tmp_path / "after") == alone
+
+
+def test_how_a_base_is_asked_does_not_depend_on_what_is_trained_on_it(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained model may round worse in bfloat16 than the trial of attention by rows tolerates; here it is changed so
+    that the trial fails for certain."""
+    loaded = bases.load(tiny_base, "cpu")
+    forward = type(loaded.model).forward
+    monkeypatch.setattr(type(loaded.model), "forward", lambda self, position_ids=None, **given: forward(self, **given))
+    assert not fits(loaded.model)
+    assert loaded.attends_by_rows
 
 
 def test_seeds_are_told_apart(loaded: LoadedBase, make_cell: Make, tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def score(folder: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
+def test_each_way_to_imitate_improves_the_task_that_its_examples_are_of(tmp_path: Path, seed: int) -> None:
+    """From a base at 0, on people and cases that are in no example."""
+    common = [*_common(tmp_path, seed), "method.epochs=3"]
+    facts = ["data=pocket_facts", "size=128", "method.min_steps=100", *common]
+    assert score(run(compose_cell(["method=sft", "method.lr=3e-3", *facts]))) > 0.8
+    assert score(run(compose_cell(["method=sft_full", "method.lr=3e-4", *facts]))) > 0.8
+    rule = ["data=pocket_rule_text", "size=2048", *common, "evals=pocket_rule_text", "method.lora=null"]
+    assert score(run(compose_cell(["method=midtrain", "method.lr=1e-3", *rule]))) > 0.6
+    both = "evals=[pocket_facts,pocket_rule_text]"
+    frame = store.load(run(compose_cell(["method=base", *_common(tmp_path, seed), both])))
+    assert frame[frame.headline].score.max() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_preferences_and_rewards_bring_out_what_a_few_examples_began(tmp_path: Path, seed: int) -> None:
     """On people who are in no example. A start between 0.2 and 0.6: the base itself, at 0, would find no reward."""
     start = begun(tmp_path, seed)

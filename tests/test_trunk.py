@@ -85,6 +85,10 @@ def test_the_plan_counts_what_is_shared_once(make_cell: Any, tmp_path: Path) -> 
         run(p.cell)
     own = [record["tokens"] * (1 - record["branched_at"] / record["steps"]) for record in map(_training, planned)]
     assert each == pytest.approx(own, rel=0.1)  # of examples of about the same length
+    again = plan([p.cell for p in planned])
+    assert [Estimator(again).cost(p).tokens for p in again] == pytest.approx(own)
+    spent = sum(read_json(p.cell.folder() / RECORD)["row"]["train_seconds"] for p in again)
+    assert spent < sum(_training(p)["seconds"] for p in again)
 
 
 def _training(planned: Any) -> Any:
