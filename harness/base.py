@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra.utils
 
@@ -180,8 +180,8 @@ def load(base: Base, device: str = "auto") -> LoadedBase:
                 model.to(place)  # type: ignore[arg-type]
         if base.quantize:
             _keep_gradients(model)
-        elif base.gguf_file and getattr(model, "hf_quantizer", None):  # its weights are plain numbers once loaded
-            model.hf_quantizer.remove_quantization_config(model)
+        elif base.gguf_file and (reader := cast(Any, model).hf_quantizer):  # whose weights are plain numbers by now
+            reader.remove_quantization_config(model)
         model.eval().requires_grad_(False)
         # Generation must end where a learned turn ends, also for bases whose own eos is another token.
         model.generation_config.eos_token_id = stop_ids(tokenizer)
