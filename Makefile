@@ -16,7 +16,7 @@ test-full: .venv/full
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m cluster
 
-# A sweep killed at random until it is done, against an undisturbed one; some ten minutes on two cores
+# A sweep killed at random until it is done, against an undisturbed one; some five minutes on two cores
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
 
