@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.errors import HarnessError
 from harness.export import export
 from harness.methods.dpo import Dpo
 from harness.methods.midtrain import Midtrain
-from harness.methods.recipe import Recipe, Stage
+from harness.methods.recipe import Recipe, Stage, stage_folder
 from harness.methods.sft import Sft
 from harness.methods.sft_full import SftFull
 from harness.plan import check, plan, to_run
@@ -201,6 +202,14 @@ def test_one_that_is_done_is_asked_more_without_its_data(
         ids = torch.tensor([[5, 6, 7]])
         with adapted.model.disable_adapter():
             assert not torch.equal(adapted.model(ids).logits, _fresh(cell.base)(ids).logits)
+
+
+def test_a_stage_that_was_deleted_is_told(make_cell: Make, words: Data, generation_task: Any) -> None:
+    cell = make_cell(two(words), size=8)
+    run(cell)
+    shutil.rmtree(stage_folder(cell.folder(), training(cell)["stages"][0]["mark"]))
+    with pytest.raises(HarnessError, match=r"the stage .* is gone; delete .* to train it again"):
+        run(dataclasses.replace(cell, evals={"quiz": generation_task()}))
 
 
 def _fresh(base: Base) -> Any:

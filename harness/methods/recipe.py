@@ -126,6 +126,8 @@ class Recipe(Method):
                     stages.append(
                         {"mark": mark, "method": part.method.name, "size": part.size, **_made(base, part, here)}
                     )
+                elif not ranks.agree((here.folder / TRAINED).exists):
+                    raise HarnessError(f"the stage {here.folder} is gone; delete {attempt.folder} to train it again")
                 if number < len(parts):
                     merged.enter_context(_merged(base, part, here))
             if not record:
