@@ -7,6 +7,7 @@ report and its figures cannot disagree.
 import io
 import itertools
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -214,9 +215,22 @@ def has_sizes(table: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def telling(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without the variants that tell no line from another: where a base's data and method have only one."""
-    several = (table.groupby(["base", "data", "method"])["variant"].transform("nunique") > 1) | ~has_sizes(table)
-    return table.assign(variant=table["variant"].where(several, ""))
+    """The table without what of its variants tells no line from another.
+
+    They are left out where a base's data and method have only one, and the settings of a recipe's stages where the
+    stages tell its lines apart.
+    """
+    kinds = table.groupby(["base", "data", "method"])["variant"]
+    brief = table.assign(variant=table["variant"].map(_stages))
+    clear = brief.groupby(["base", "data", "method"])["variant"].transform("nunique") == kinds.transform("nunique")
+    several = (kinds.transform("nunique") > 1) | ~has_sizes(table)
+    return table.assign(variant=table["variant"].mask(clear, brief["variant"]).where(several, ""))
+
+
+def _stages(variant: str) -> str:
+    """A variant without what it has in brackets."""
+    shorter = re.sub(r"\([^()]*\)", "", variant)
+    return shorter if shorter == variant else _stages(shorter)
 
 
 def svg(figure: Figure) -> str:

@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ class Settings(Protocol):
     generations: int
     max_completion_length: int
     temperature: float
+    rollouts: str
     beta: float
     loss: str
     scale_rewards: str
@@ -105,12 +107,20 @@ def reinforce(
             raise PreemptedError(f"told to stop after step {step}; the same command goes on from there")
 
     if done < steps:
-        with _left_as_found(base), as_told(model, cell.run), preempt.ends_by_itself(), part("train"):
+        with (
+            _left_as_found(base),
+            as_told(model, cell.run),
+            preempt.ends_by_itself(),
+            part("train"),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5
             rows = Dataset.from_list([{"prompt": prompts[i][0], "reference": prompts[i][1]} for i in order])
-            args = _arguments(base, prompts, how, cell, batch * how.generations)
+            longest = _longest(base, prompts, how)
+            args = _arguments(base, how, cell, batch * how.generations, longest)
             args.output_dir, args.max_steps = str(attempt.checkpoints), steps - done
             trainer = _Trainer(base, how, cell, (done, steps), terms, model, args, rows, optimizer)
-            trainer.told, trainer.after_step = told, after_step
+            trainer.told, trainer.after_step, trainer.longest = told, after_step, longest
             trainer.train()
     return {
         "steps": steps,
@@ -131,8 +141,8 @@ def _order(prompts: int, count: int, seed: int) -> list[int]:
     return order[:count]
 
 
-def _arguments(base: Any, prompts: list[Prompt], how: Settings, cell: Cell, answers: int) -> trl.GRPOConfig:
-    """TRL's, for steps of so many answers."""
+def _longest(base: Any, prompts: list[Prompt], how: Settings) -> int:
+    """Tokens of the longest prompt with an answer. Raises HarnessError where that is more than the base reads."""
     longest = max(len(_asked(base.tokenizer, messages)) for messages, _ in prompts) + how.max_completion_length
     room = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or longest
     if longest > room:
@@ -140,6 +150,11 @@ def _arguments(base: Any, prompts: list[Prompt], how: Settings, cell: Cell, answ
             f"prompts and answers of up to {longest} tokens do not fit into the base's context of {room}; lower "
             "method.max_completion_length or leave out the longest prompts"
         )
+    return longest
+
+
+def _arguments(base: Any, how: Settings, cell: Cell, answers: int, longest: int) -> trl.GRPOConfig:
+    """TRL's, for steps of so many answers, each of at most `longest` tokens with its prompt."""
     together = max(1, cell.run.tokens_per_pass // longest)
     a_pass = max(n for n in range(1, answers + 1) if answers % n == 0 and n <= together)
     return trl.GRPOConfig(
@@ -172,6 +187,7 @@ class _Trainer(trl.GRPOTrainer):
 
     told: dict[str, Any]  # counts tokens
     after_step: Callable[[int, dict[str, float]], None]  # hears step, {loss, lr, grad_norm, rewards ...}
+    longest: int  # tokens of a prompt and its answer
     model: Any
 
     def __init__(
@@ -238,7 +254,9 @@ class _Trainer(trl.GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *given: Any, **named: Any) -> Any:
         with part("sample"):
-            if self.base.attends_by_rows:
+            if self.how.rollouts == "vllm":
+                said = self._sample_by_vllm(prompt_ids), None
+            elif self.base.attends_by_rows:
                 said = self._sample(prompt_ids), None
             else:
                 said = super()._generate_single_turn(prompt_ids, *given, **named)
@@ -246,6 +264,20 @@ class _Trainer(trl.GRPOTrainer):
         self.told["target_tokens"] += learned
         self.told["tokens"] += learned + sum(map(len, prompt_ids))
         return said
+
+    def _sample_by_vllm(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        from harness.rollouts import rollouts
+
+        engine = rollouts(self.base, max(c.r for c in self.model.peft_config.values()), self.longest)
+        return engine.sample(
+            self.model,
+            prompt_ids,
+            seed=int(torch.randint(2**31, ()).item()),  # which follows from the cell's and the step
+            temperature=self.how.temperature,
+            most=self.how.max_completion_length,
+            ends=set(self.eos_token_ids),
+            end=end_of_turn(self.base.tokenizer),
+        )
 
     def _sample(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         ends, tokenizer = set(self.eos_token_ids), self.base.tokenizer

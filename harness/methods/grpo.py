@@ -22,7 +22,7 @@ from harness.schedule import Schedule
 from harness.shapes import Shapes
 from harness.tuning import Lora, adapter
 
-LOSSES, SCALES = ("dapo", "grpo", "dr_grpo"), ("group", "batch", "none")
+LOSSES, SCALES, ROLLOUTS = ("dapo", "grpo", "dr_grpo"), ("group", "batch", "none"), ("own", "vllm")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Grpo(Schedule, Method):
     generations: int = 8  # answers to each prompt; sampled in an order that run.kv_cache_gib can change
     max_completion_length: int = 256  # tokens
     temperature: float = 1.0
+    rollouts: str = "own"  # who samples: own, as evaluation asks | vllm, where it is installed; other random numbers
     beta: float = 0.0  # how dear it is to leave the base; above 0 also costs a forward pass of it
     loss: str = "dapo"  # TRL's loss_type: dapo | grpo | dr_grpo
     scale_rewards: str = "group"  # rewards are divided by their spread in the group of one prompt | batch | none
@@ -63,9 +64,13 @@ class Grpo(Schedule, Method):
                 "method=grpo has no loss on examples held out; set method.held_out=0, and method.search.evals to a "
                 "development evaluation where its learning rate is searched"
             )
-        for name, known in (("loss", LOSSES), ("scale_rewards", SCALES)):
+        for name, known in (("loss", LOSSES), ("scale_rewards", SCALES), ("rollouts", ROLLOUTS)):
             if getattr(self, name) not in known:
                 raise HarnessError(f"method.{name}={getattr(self, name)!r} is unknown; use {', '.join(known)}")
+        if self.rollouts == "vllm" and (self.lora.dora or self.lora.modules_to_save or self.lora.rewrites_base):
+            raise HarnessError("method.rollouts=vllm serves plain LoRA beside the base's own weights; use rollouts=own")
+        if self.rollouts == "vllm" and not importlib.util.find_spec("vllm"):
+            raise HarnessError("method.rollouts=vllm needs vLLM installed beside the harness; use rollouts=own")
         if self.generations < 2 or self.temperature <= 0 or self.beta < 0:
             raise HarnessError(
                 "method.generations must be 2 or more, method.temperature above 0, method.beta 0 or more"

@@ -92,8 +92,10 @@ class Recipe(Method):
                 f"method.until={self.until} ends before the swept stage, {self._swept()}, so that size would mean "
                 f"nothing; set method.swept={self.until} with its data and size"
             )
-        for name, stage in self.stages.items():
+        for number, (name, stage) in enumerate(self.stages.items()):
             place = f"method.stages.{name}"
+            if number and getattr(stage.method, "rollouts", "own") == "vllm":
+                raise HarnessError(f"{place}.method.rollouts=vllm would ask the raw base, from its files; use own")
             if not (stage.method.name and stage.method.trains) or isinstance(stage.method, Recipe):
                 raise HarnessError(f"{place}.method must be one that trains, such as sft or dpo")
             if getattr(getattr(stage.method, "lora", None), "modules_to_save", None):
