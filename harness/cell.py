@@ -88,11 +88,33 @@ class Source:
 
 
 @dataclass
+class Select:
+    """Which examples of a source come first. Every rule nests; what it leaves open, the hash order decides."""
+
+    rule: str = "random"  # | longest | score | diversity | quality_diversity | stratified
+    column: str = ""  # of the rows: their score or, for stratified, the value whose examples take turns
+    scorer: dict[str, Any] | None = None  # in place of a column of scores: `_target_` of a callable, turns -> number
+    embed: dict[str, Any] | None = (
+        None  # for diversity: `_target_` of what gives vectors; None: harness.data.embed.Words
+    )
+    candidates: int = 20_000  # so many, in the order of hash or score, diversity is sought among; the others follow
+    picks: int = 5_000  # rule=diversity: so many of them are picked; the others follow by hash
+    similarity: float = 0.5  # rule=quality_diversity: the cosine from which an example is too near to a better one;
+    # word vectors are seldom nearer than that (DEITA has 0.9, for hidden states)
+
+
+@dataclass
 class Data:
     name: str = MISSING
     sources: dict[str, Source] = field(default_factory=dict)
     licence: str = ""
     order: str = "hash"  # of the examples: hash, another for each subset_seed | file, as they stand in the one source
+    select: Select = field(default_factory=Select)  # within each source
+
+    def settings(self) -> dict[str, Any]:
+        """Its fields as plain data, without rules that are left at their defaults."""
+        blank = {"select": Select()}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in blank or getattr(self, k) != blank[k]}
 
 
 @dataclass

@@ -53,7 +53,8 @@ class Recipe(Method):
     def settings(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         for name, stage in self.stages.items():
-            plain["stages"][name]["method"] = {"name": stage.method.name, **stage.method.settings()}
+            method = {"name": stage.method.name, **stage.method.settings()}
+            plain["stages"][name] |= {"method": method, "data": stage.data.settings()}
         return plain
 
     def variant(self) -> str:
