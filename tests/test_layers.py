@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"harness.errors", "harness.clock", "harness.files", "harness.preempt", "harness.pace"},
     {"harness.secrets"},
-    {"harness.lease", "harness.schedule", "harness.shapes", "harness.attention", "harness.ranks"},
+    {"harness.lease", "harness.choice", "harness.schedule", "harness.shapes", "harness.attention", "harness.ranks"},
     {"harness.artifact"},
     {"harness.cell", "harness.pocket"},
     {"harness.hub", "harness.consent"},
@@ -30,7 +30,7 @@ ROWS = [
     {"harness.engines"},
     {"harness.compose"},
     {"harness.sweep"},
-    {"harness.plan", "harness.show", "harness.history", "harness.export"},
+    {"harness.plan", "harness.findings", "harness.show", "harness.history", "harness.export"},
     {"harness.cost"},
     {"harness.app"},
     {"harness.commands"},

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.cell import Data, Form, Select, Source, Turn
+from harness.cell import Data, Form, Source, Turn
+from harness.choice import Select
 from harness.compose import compose_cell
 from harness.data import select, subset
 from harness.data.embed import SCALE, Words, vectors, whole

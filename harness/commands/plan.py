@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness import findings
 from harness import plan as plans
 from harness.commands.common import print_cells, sweep_arguments
 from harness.cost import Cost, Estimator, total
@@ -22,12 +23,13 @@ def main(arguments: list[str]) -> int:
     plans.check(plans.to_run(planned, retry_failed=True))
     estimator = _estimator(planned, parsed)
     costs = [estimator.cost(p) for p in tqdm(planned, "costs", unit="cell", delay=2, disable=None, leave=False)]
+    found = findings.findings([p.cell for p in planned if p.state != DONE])
     if parsed.json:
-        print(json.dumps(as_json(planned, costs, estimator, parsed.price), indent=1))
+        print(json.dumps(as_json(planned, costs, estimator, parsed.price) | {"data": found}, indent=1))
         return 0
     for p, cost in zip(planned, costs, strict=True):
         print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_line(cost)}")
-    print("\n".join([_states(planned), *_totals(planned, costs, estimator, parsed.price)]))
+    print("\n".join([*map(findings.line, found), _states(planned), *_totals(planned, costs, estimator, parsed.price)]))
     return 0
 
 

@@ -5,11 +5,10 @@ Vectors are kept as whole numbers, of length `SCALE`: every sum in a product of 
 """
 
 import hashlib
-import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -17,10 +16,10 @@ from tqdm import tqdm
 from harness.artifact import build_once, cache_dir
 from harness.cell import fingerprint
 from harness.data.table import Array, Table, mapped
+from harness.data.words import words_of
 
 SCALE = 4000
 FORMAT = 1  # of the vectors on disk; raise it with a change that makes others
-_WORD = re.compile(r"\w+")
 
 
 class Embedder(Protocol):
@@ -98,7 +97,7 @@ class Words:
 
 def _features(text: str) -> Array:
     """The hashes of a text's different words and pairs; of the whole text where it has no word."""
-    words: Sequence[Any] = _WORD.findall(text.casefold()) or [text]
+    words = words_of(text) or [text]
     single = np.fromiter((zlib.crc32(w.encode("utf-8", "replace")) for w in words), np.uint64, len(words))
     pairs = single[:-1] * np.uint64(0x9E3779B97F4A7C15) + single[1:] + np.uint64(1)
     return _mixed(np.unique(np.concatenate([single, pairs])))

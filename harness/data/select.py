@@ -22,7 +22,8 @@ import hydra.utils
 import numpy as np
 from tqdm import tqdm
 
-from harness.cell import Data, Message, Select
+from harness.cell import Data, Message
+from harness.choice import Select
 from harness.data.column import Column
 from harness.data.embed import Words, vectors
 from harness.data.greedy import farthest_first, spread

@@ -17,10 +17,12 @@ import hydra.utils
 import numpy as np
 
 from harness.artifact import Artifact, local, remembered_hash
-from harness.cell import Data, Message, Select, Source, fingerprint
+from harness.cell import Data, Message, Source, fingerprint
+from harness.choice import Select
 from harness.data.column import Column, read_column
 from harness.data.order import deal, hashed
 from harness.data.rows import Row, read_file, read_hub
+from harness.data.screen import Screened, check_policies, screen
 from harness.data.select import check_select, needs_column, selected
 from harness.data.table import Array, Table, open_table
 from harness.errors import HarnessError
@@ -85,6 +87,7 @@ class Dataset:
     revisions: dict[str, str]  # by source: sha256 of the file, commit of the hub dataset, or the recipe
     weights: dict[str, Fraction]
     order: str = "hash"
+    screened: Screened = dataclasses.field(default_factory=lambda: Screened([]))
     select: Select = dataclasses.field(default_factory=Select)
     columns: dict[str, Column] = dataclasses.field(default_factory=dict)  # by source, where the rule needs one
     _orders: dict[int, Subset] = dataclasses.field(default_factory=dict)  # by seed
@@ -92,13 +95,14 @@ class Dataset:
     _subsets: dict[tuple[int, int], Subset] = dataclasses.field(default_factory=dict)  # a sweep asks for each often
 
     def __len__(self) -> int:
-        return sum(map(len, self.tables.values()))
+        return sum(map(len, self.tables.values())) - self.screened.dropped
 
     def subset(self, size: int, seed: int) -> Subset:
         """The first `size` examples in the order of `seed`: `harness.data.order` says which order that is."""
         if size > len(self):
             raise HarnessError(
-                f"size={size} is larger than the dataset {self.name!r}, which has {len(self)} examples; "
+                f"size={size} is larger than the dataset {self.name!r}, which has {len(self)} examples"
+                f"{f' ({self.screened.dropped} more were dropped)' * bool(self.screened.dropped)}; "
                 "examples are never repeated silently: choose a smaller size"
             )
         if seed not in self._orders:
@@ -112,8 +116,10 @@ class Dataset:
         if self.order == "file":
             return Subset(self.tables, np.zeros(len(self), np.uint16), np.arange(len(self), dtype=np.uint32))
         orders, self._ruled[seed] = [], []
-        for source, table in self.tables.items():
+        for (source, table), stays in zip(self.tables.items(), self.screened.stays, strict=True):
             rows, keys = hashed(table, seed)
+            if not stays.all():
+                rows, keys = rows[stays[rows]], keys[stays[rows]]
             order, ruled = selected(table, rows, self.select, self.columns.get(source), seed)
             orders.append((rows, keys) if order is None else (rows[order], keys[order]))
             self._ruled[seed].append(ruled)
@@ -132,6 +138,7 @@ class Dataset:
             "examples": len(subset),
             "of": len(self),
             "subset": subset.identity,
+            **({"found": self.screened.found, "dropped": self.screened.dropped} if self.screened.found else {}),
             "sources": {
                 source: {
                     "revision": self.revisions[source],
@@ -172,6 +179,7 @@ def _load(data: Data) -> Dataset:
     if data.order not in ("hash", "file") or (data.order == "file" and len(data.sources) > 1):
         raise HarnessError(f"data.order={data.order!r} must be hash or, with one source, file")
     check_select(data)
+    check_policies(data)
     tables, revisions, weights = {}, {}, {}
     columns: dict[str, Column] = {}
     for name, source in data.sources.items():
@@ -186,7 +194,7 @@ def _load(data: Data) -> Dataset:
         if needs_column(data.select):
             what, _, rows = _rows(name, source)
             columns[name] = read_column(what, source.form, rows, data.select.column, tables[name])
-    return Dataset(data.name, tables, revisions, weights, data.order, data.select, columns)
+    return Dataset(data.name, tables, revisions, weights, data.order, screen(data, tables), data.select, columns)
 
 
 def _rows(name: str, source: Source) -> tuple[list[Any], str, Iterable[tuple[str, Row]]]:
