@@ -20,7 +20,7 @@ ROWS = [
     {"harness.objective", "harness.rewards"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
     | {"harness.mirror"},
-    {"harness.tuning", "harness.telling", "harness.replay", "harness.standing", "harness.rl"},
+    {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"},
     {"harness.methods"},
     {"harness.prompts", "harness.weights", "harness.watch"},
     {"harness.lm", "harness.vllm"},
