@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from harness.choice import Contamination, Dedupe, Select
 from harness.errors import HarnessError
 from harness.shapes import Shapes
 
@@ -93,6 +94,14 @@ class Data:
     sources: dict[str, Source] = field(default_factory=dict)
     licence: str = ""
     order: str = "hash"  # of the examples: hash, another for each subset_seed | file, as they stand in the one source
+    dedupe: Dedupe = field(default_factory=Dedupe)
+    contamination: Contamination = field(default_factory=Contamination)
+    select: Select = field(default_factory=Select)  # within each source
+
+    def settings(self) -> dict[str, Any]:
+        """Its fields as plain data, without rules that are left at their defaults."""
+        blank = {"dedupe": Dedupe(), "contamination": Contamination(), "select": Select()}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in blank or getattr(self, k) != blank[k]}
 
 
 @dataclass
@@ -193,6 +202,10 @@ class Method:
     def identity(self, cell: "Cell") -> dict[str, Any]:
         """All of it that a result depends on, beside the cell's base, data, size and seeds."""
         return {"name": self.name, **self.settings()}
+
+    def screened(self, evals: "dict[str, Task]") -> "Method":
+        """The same, with `screened` applied to data of its own."""
+        return self
 
     def resident(self, base: Base) -> Base:
         """What is loaded in place of the cell's base; only a method that trains nothing has another one."""
@@ -301,13 +314,37 @@ class Cell:
                 "chat_template": self.base.chat_template,
                 **({"quantize": self.base.quantize} if self.base.quantize else {}),
             },
-            "data": {"name": self.data.name, "subset": subset_identity},
+            "data": {"name": self.data.name, "subset": subset_identity, **self._policies()},
             "method": self.method.identity(self),
             "size": self.size,
             "seed": self.seed,
             "subset_seed": self.subset_seed,
             **({"search": search} if search else {}),
         }
+
+    def _policies(self) -> dict[str, Any]:
+        """Those that are not the default, which older identities do not name."""
+        dedupe, its = self.data.dedupe, self.data.contamination
+        told = {"policy": its.policy, "words": its.words, "against": sorted(its.against)}
+        return {
+            **({"dedupe": dataclasses.asdict(dedupe)} if dedupe != Dedupe() else {}),
+            **({"contamination": told} if its.policy != "report" else {}),
+        }
+
+
+def screened(data: Data, evals: dict[str, Task]) -> Data:
+    """The data with what its examples are compared with, if any are to be dropped for it: these evaluations' items.
+
+    It is part of the data from then on, so that an evaluation that is added later changes no subset.
+    """
+    its = data.contamination
+    against = {} if its.policy == "report" else {name: _items(name, task) for name, task in evals.items()}
+    return dataclasses.replace(data, contamination=dataclasses.replace(its, against=against))
+
+
+def _items(name: str, task: Task) -> dict[str, Any]:
+    what = {"task": task.task, "file": task.file, "make": task.make, "unsafe_code": task.unsafe_code}
+    return {"_target_": "harness.evaluate.Items", "name": name, **what}
 
 
 def canonical(cell: Cell) -> Cell:
@@ -321,6 +358,9 @@ def canonical(cell: Cell) -> Cell:
         raise HarnessError(
             f"size={cell.size}: method {cell.method.name} needs at least 1 example; size 0 is method=base"
         )
+    else:
+        method = cell.method.screened(cell.evals)
+        cell = dataclasses.replace(cell, data=screened(cell.data, cell.evals), method=method)
     return cell if cell.method.trains else dataclasses.replace(cell, seed=0)
 
 

@@ -18,13 +18,18 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import hydra.utils
+from omegaconf import OmegaConf
 
 from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, fingerprint
 from harness.consent import refuse_code
-from harness.data.overlap import mark, marks_of
+from harness.data import overlap as overlaps
+from harness.data.contamination import Index
+from harness.data.overlap import texts_of
 from harness.data.rows import read_file
+from harness.data.subset import Subset
+from harness.data.words import mark
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -141,14 +146,27 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
 
 def items_among(name: str, task: Task, turns: set[bytes]) -> int:
     """How many of the task's items are among the users' turns of a training, by `harness.data.overlap`'s marks."""
+    return sum(not {mark(text) for text in texts}.isdisjoint(turns) for texts in _texts_of(name, task))
+
+
+def overlap(name: str, task: Task, subset: Subset, words: int) -> dict[str, int]:
+    """How many of the examples and of the task's items have so many words in a row in common, or a whole question."""
+    key = fingerprint([identity(name, task), words])
+    if key not in _indexes:
+        _indexes[key] = Index(_texts_of(name, task), words)
+    return {"words": words, **overlaps.overlap(subset, _indexes[key])}
+
+
+def _texts_of(name: str, task: Task) -> list[list[str]]:
+    """Of each item, the texts by which it would be known."""
     key = fingerprint(identity(name, task))
-    if key not in _marks:
-        _marks[key] = [
-            marks_of(doc, member.doc_to_text(doc))
+    if key not in _texts:
+        _texts[key] = [
+            texts_of(doc, member.doc_to_text(doc))
             for member in _load(name, task)["tasks"].values()
             for doc in islice(member.eval_docs, task.limit)
         ]
-    return sum(not marks.isdisjoint(turns) for marks in _marks[key])
+    return _texts[key]
 
 
 def shared_items(one: tuple[str, Task], other: tuple[str, Task]) -> int:
@@ -167,7 +185,24 @@ def _items_asked(name: str, task: Task) -> list[bytes]:
 
 
 _asked: dict[str, list[bytes]] = {}
-_marks: dict[str, list[set[bytes]]] = {}  # of each task's items, made once per process
+_texts: dict[str, list[list[str]]] = {}  # made once per process
+_indexes: dict[str, Index] = {}
+
+
+@dataclass
+class Items:
+    """All items of a task, as `data.contamination` compares examples with them."""
+
+    name: str
+    task: Any
+    file: str | None = None
+    make: dict[str, Any] | None = None
+    unsafe_code: bool = False
+
+    def texts(self) -> list[list[str]]:
+        given: Any = OmegaConf.to_container(self.task) if OmegaConf.is_config(self.task) else self.task
+        make: Any = OmegaConf.to_container(self.make) if OmegaConf.is_config(self.make) else self.make
+        return _texts_of(self.name, Task(given, self.file, make, unsafe_code=self.unsafe_code))
 
 
 def check_backend(run: Run) -> None:

@@ -149,7 +149,7 @@ def _work(
             adapted.training |= rate
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
-            turns = user_turns(examples)
+            turns, overlaps = user_turns(examples), dict[str, Any]()
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
@@ -157,10 +157,19 @@ def _work(
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
                         result["items_in_training"] = evaluate.items_among(name, task, turns)
+                        if len(examples):
+                            result["overlap"] = evaluate.overlap(name, task, examples, cell.data.contamination.words)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))
-                telling.scores[name] = ranks.agree(partial(store.read_result, path))["scores"]
+                kept = ranks.agree(partial(store.read_result, path))
+                telling.scores[name], overlaps[name] = kept["scores"], kept.get("overlap")
         number = lease.number if lease else 0
-        commit(folder / store.RECORD, lambda: _record(cell, identity, examples, adapted.training, started, number))
+        told: dict[str, Any] = {
+            "training": adapted.training,
+            "overlaps": overlaps,
+            "attempt": number,
+            "started": started,
+        }
+        commit(folder / store.RECORD, lambda: _record(cell, identity, examples, **told))
     except BaseException as error:
         telling.end(error)
         raise
@@ -185,11 +194,19 @@ def _scores(path: Path, result: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 def _record(
-    cell: Cell, identity: dict[str, Any], examples: Subset, training: dict[str, Any], started: float, attempt: int
+    cell: Cell,
+    identity: dict[str, Any],
+    examples: Subset,
+    *,
+    training: dict[str, Any],
+    overlaps: dict[str, Any],
+    attempt: int,
+    started: float,
 ) -> dict[str, Any]:
     manifest = None
     if cell.method.uses_data:
-        manifest = load_dataset(cell.data).manifest(examples, cell.subset_seed) | {"copies": copies(examples)}
+        manifest = load_dataset(cell.data).manifest(examples, cell.subset_seed)
+        manifest |= {"copies": copies(examples), "overlap": overlaps}
     return {
         "fingerprint": fingerprint(identity),
         "identity": identity,

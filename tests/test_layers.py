@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"harness.errors", "harness.clock", "harness.files", "harness.preempt", "harness.pace"},
     {"harness.secrets"},
-    {"harness.lease", "harness.shapes", "harness.attention", "harness.ranks", "harness.rates"},
+    {"harness.lease", "harness.choice", "harness.shapes", "harness.attention", "harness.ranks", "harness.rates"},
     {"harness.artifact"},
     {"harness.cell", "harness.pocket"},
     {"harness.hub", "harness.consent", "harness.schedule"},
@@ -21,7 +21,7 @@ ROWS = [
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
     | {"harness.mirror", "harness.neftune"},
     {"harness.rollouts"},
-    {"harness.tuning", "harness.telling", "harness.replay", "harness.standing", "harness.rl"},
+    {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"},
     {"harness.methods"},
     {"harness.prompts", "harness.weights", "harness.watch"},
     {"harness.lm", "harness.vllm"},
@@ -31,7 +31,7 @@ ROWS = [
     {"harness.engines"},
     {"harness.compose"},
     {"harness.sweep"},
-    {"harness.plan", "harness.show", "harness.history", "harness.export"},
+    {"harness.plan", "harness.findings", "harness.show", "harness.history", "harness.export"},
     {"harness.cost"},
     {"harness.capacity"},
     {"harness.app"},

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness import findings, search
 from harness import plan as plans
-from harness import search
 from harness.capacity import warnings
 from harness.commands.common import print_cells, sweep_arguments
 from harness.cost import Cost, Estimator, total
@@ -26,13 +26,15 @@ def main(arguments: list[str]) -> int:
     both = planned + plans.searches(planned)
     estimator = _estimator(both, parsed)
     costs = [estimator.cost(p) for p in tqdm(both, "costs", unit="cell", delay=2, disable=None, leave=False)]
+    found = findings.findings([p.cell for p in planned if p.state != DONE])
     if parsed.json:
-        print(json.dumps(as_json(both, len(planned), costs, estimator, parsed.price), indent=1))
+        told = as_json(both, len(planned), costs, estimator, parsed.price)
+        print(json.dumps(told | {"data": found}, indent=1))
         return 0
     for p, cost in zip(both, costs, strict=True):
         print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_rate(p, estimator)}{_line(cost)}")
     sums = _totals(both, costs, estimator, parsed.price)
-    print("\n".join([_states(planned, both), *sums, *warnings(cells, estimator)]))
+    print("\n".join([*map(findings.line, found), _states(planned, both), *sums, *warnings(cells, estimator)]))
     return 0
 
 

@@ -1,4 +1,7 @@
-"""The order of examples: within a source by hash, between sources by weight. Every size is a prefix of it."""
+"""The order of examples: within a source by hash, between sources by weight. Every size is a prefix of it.
+
+`harness.data.select` may put those of a source into another order before they are dealt.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,21 +17,19 @@ LARGE = 50_000  # rows from which an order is kept on disk; it takes a microseco
 _RULE = 1  # of the order on disk
 
 
-def deal(tables: Sequence[Table], weights: Sequence[Fraction], seed: int) -> tuple[Array, Array]:
-    """(source, row) of every example in the order of `seed`, as two arrays.
+def deal(orders: Sequence[tuple[Array, Array]], weights: Sequence[Fraction]) -> tuple[Array, Array]:
+    """(source, row) of every example, as two arrays, from (rows, hashes) of each source in its own order.
 
-    Within a source the order is that of the hashes. Sources are dealt by weight: the r-th example of a source with
-    weight w stands at (r + 1/2) / w, so each prefix holds the sources in the ratio of their weights, to within one
-    example for two or three sources and half their number for more, until a source runs out. Where two stand at the
-    same place, the smaller hash goes first.
+    Sources are dealt by weight: the r-th example of a source with weight w stands at (r + 1/2) / w, so each prefix
+    holds the sources in the ratio of their weights, to within one example for two or three sources and half their
+    number for more, until a source runs out. Where two stand at the same place, the smaller hash goes first.
     """
-    orders = [hashed(table, seed) for table in tables]
-    source = np.repeat(np.arange(len(tables), dtype=np.uint16), [len(table) for table in tables])
-    if len(tables) == 1:
+    source = np.repeat(np.arange(len(orders), dtype=np.uint16), [len(rows) for rows, _ in orders])
+    if len(orders) == 1:
         return source, orders[0][0]
     rows = np.concatenate([rows for rows, _ in orders])
     keys = np.concatenate([keys for _, keys in orders])
-    places = np.concatenate([_places(len(t), weight) for t, weight in zip(tables, weights, strict=True)])
+    places = np.concatenate([_places(len(own), weight) for (own, _), weight in zip(orders, weights, strict=True)])
     order = _sort(np.concatenate([places, keys], axis=1))
     return source[order], rows[order]
 

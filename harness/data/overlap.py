@@ -1,21 +1,22 @@
-"""What was trained on twice, and what is asked that was trained on. Both are told and nothing is removed for it.
+"""What was trained on twice, and what is asked that was trained on: told of the examples that a cell takes.
 
 Texts are the same if they are letter for letter, up to case and spacing. A question put in other words, or wrapped in
-another prompt, is not found: a count of 0 says that nothing was copied outright, no more.
+another prompt, is not found: a count of 0 says that nothing was copied outright, no more. `overlap` also finds what is
+wrapped, by words in a row. What is dropped for it, and when, is for `harness.data.screen`.
 """
 
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from harness.data.contamination import Index, in_rows, in_table
+from harness.data.order import LARGE
 from harness.data.subset import Subset
+from harness.data.words import mark
 
 SHORTEST = 20  # characters of an item's field by which it is known; a shorter one may well be a common answer
-
-
-def mark(text: str) -> bytes:
-    """Equal for texts that count as the same."""
-    return hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8", "replace")).digest()[:12]
 
 
 def copies(subset: Subset) -> int:
@@ -30,7 +31,22 @@ def user_turns(subset: Subset) -> set[bytes]:
     return {mark(turn["content"]) for example in subset for turn in example.messages if turn["role"] == "user"}
 
 
-def marks_of(doc: Mapping[str, Any], question: Any) -> set[bytes]:
-    """By what an evaluation's item would be known among the users' turns: what it asks, and its own longer texts."""
+def texts_of(doc: Mapping[str, Any], question: Any) -> list[str]:
+    """By what an evaluation's item would be known among the examples: what it asks, and its own longer texts."""
     own = [value for value in doc.values() if isinstance(value, str) and len(value) >= SHORTEST]
-    return {mark(text) for text in [*own, *([question] if isinstance(question, str) else [])]}
+    return [*own, *([question] if isinstance(question, str) else [])]
+
+
+def overlap(subset: Subset, index: Index) -> dict[str, int]:
+    """``examples`` of the subset that hold an item's words, and ``items`` whose words stand in one."""
+    examples, items = 0, set[int]()
+    for number, table in enumerate(subset.tables.values()):
+        mine = subset.row[subset.source == number]
+        if len(table) >= LARGE and len(mine) > len(table) // 20:  # what is found for one size serves them all
+            pairs = in_table(table, index)
+            pairs = pairs[np.isin(pairs[:, 0], mine)]
+        else:
+            pairs = in_rows(table, mine.tolist(), index)
+        examples += len(np.unique(pairs[:, 0]))
+        items |= set(pairs[:, 1].tolist())
+    return {"examples": examples, "items": len(items)}

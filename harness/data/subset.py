@@ -18,8 +18,12 @@ import numpy as np
 
 from harness.artifact import Artifact, local, remembered_hash
 from harness.cell import Cell, Data, Message, Source, fingerprint
-from harness.data.order import deal
+from harness.choice import Select
+from harness.data.column import Column, read_column
+from harness.data.order import deal, hashed
 from harness.data.rows import Row, read_file, read_hub
+from harness.data.screen import Screened, check_policies, screen
+from harness.data.select import check_select, needs_column, selected
 from harness.data.table import Array, Table, open_table
 from harness.errors import HarnessError
 
@@ -83,17 +87,22 @@ class Dataset:
     revisions: dict[str, str]  # by source: sha256 of the file, commit of the hub dataset, or the recipe
     weights: dict[str, Fraction]
     order: str = "hash"
+    screened: Screened = dataclasses.field(default_factory=lambda: Screened([]))
+    select: Select = dataclasses.field(default_factory=Select)
+    columns: dict[str, Column] = dataclasses.field(default_factory=dict)  # by source, where the rule needs one
     _orders: dict[int, Subset] = dataclasses.field(default_factory=dict)  # by seed
+    _ruled: dict[int, list[int]] = dataclasses.field(default_factory=dict)  # by seed, see `_ordered`
     _subsets: dict[tuple[int, int], Subset] = dataclasses.field(default_factory=dict)  # by (size, or -held out; seed)
 
     def __len__(self) -> int:
-        return sum(map(len, self.tables.values()))
+        return sum(map(len, self.tables.values())) - self.screened.dropped
 
     def subset(self, size: int, seed: int) -> Subset:
         """The first `size` examples in the order of `seed`: `harness.data.order` says which order that is."""
         if size > len(self):
             raise HarnessError(
-                f"size={size} is larger than the dataset {self.name!r}, which has {len(self)} examples; "
+                f"size={size} is larger than the dataset {self.name!r}, which has {len(self)} examples"
+                f"{f' ({self.screened.dropped} more were dropped)' * bool(self.screened.dropped)}; "
                 "examples are never repeated silently: choose a smaller size"
             )
         if (size, seed) not in self._subsets:
@@ -113,24 +122,37 @@ class Dataset:
 
     def _whole(self, seed: int) -> Subset:
         if seed not in self._orders:
-            weights = [self.weights[source] for source in self.tables]
-            if self.order == "file":
-                written = np.zeros(len(self), np.uint16), np.arange(len(self), dtype=np.uint32)
-                self._orders[seed] = Subset(self.tables, *written)
-            else:
-                self._orders[seed] = Subset(self.tables, *deal(list(self.tables.values()), weights, seed))
+            self._orders[seed] = self._ordered(seed)
         return self._orders[seed]
+
+    def _ordered(self, seed: int) -> Subset:
+        """All examples in the order of the seed; notes how many of each source the rule of selection has put first."""
+        if self.order == "file":
+            return Subset(self.tables, np.zeros(len(self), np.uint16), np.arange(len(self), dtype=np.uint32))
+        orders, self._ruled[seed] = [], []
+        for (source, table), stays in zip(self.tables.items(), self.screened.stays, strict=True):
+            rows, keys = hashed(table, seed)
+            if not stays.all():
+                rows, keys = rows[stays[rows]], keys[stays[rows]]
+            order, ruled = selected(table, rows, self.select, self.columns.get(source), seed)
+            orders.append((rows, keys) if order is None else (rows[order], keys[order]))
+            self._ruled[seed].append(ruled)
+        return Subset(self.tables, *deal(orders, [self.weights[source] for source in self.tables]))
 
     def manifest(self, subset: Subset, seed: int) -> dict[str, Any]:
         """What the subset is and where it came from, for the record."""
         counts = np.bincount(subset.source, minlength=len(self.tables)).tolist()
+        chosen = self.select != Select()
+        ruled = self._ruled.get(seed) or [0] * len(counts)
         return {
             "dataset": self.name,
-            "rule": "as in the file" if self.order == "file" else RULE,
+            "rule": "as in the file" if self.order == "file" else f"{self.select.rule}, " * chosen + RULE,
+            **({"select": dataclasses.asdict(self.select)} if chosen else {}),
             "subset_seed": seed,
             "examples": len(subset),
             "of": len(self),
             "subset": subset.identity,
+            **({"found": self.screened.found, "dropped": self.screened.dropped} if self.screened.found else {}),
             "sources": {
                 source: {
                     "revision": self.revisions[source],
@@ -138,8 +160,9 @@ class Dataset:
                     "rows": len(table),
                     "left_out": table.left_out,
                     "taken": taken,
+                    **({"taken_by_rule": min(taken, first)} if chosen else {}),
                 }
-                for (source, table), taken in zip(self.tables.items(), counts, strict=True)
+                for (source, table), taken, first in zip(self.tables.items(), counts, ruled, strict=True)
             },
         }
 
@@ -174,7 +197,10 @@ def _load(data: Data) -> Dataset:
         raise HarnessError(f"the dataset {data.name!r} has no sources; name a file under data.sources")
     if data.order not in ("hash", "file") or (data.order == "file" and len(data.sources) > 1):
         raise HarnessError(f"data.order={data.order!r} must be hash or, with one source, file")
+    check_select(data)
+    check_policies(data)
     tables, revisions, weights = {}, {}, {}
+    columns: dict[str, Column] = {}
     for name, source in data.sources.items():
         if not 1e-6 <= source.weight <= 1e6:
             raise HarnessError(
@@ -184,7 +210,10 @@ def _load(data: Data) -> Dataset:
         label = f"data.sources.{name} ({source.path or 'made'})"
         tables[name] = open_table(what, source.form, rows, label)
         weights[name] = Fraction(source.weight).limit_denominator(10**6)
-    return Dataset(data.name, tables, revisions, weights, data.order)
+        if needs_column(data.select):
+            what, _, rows = _rows(name, source)
+            columns[name] = read_column(what, source.form, rows, data.select.column, tables[name])
+    return Dataset(data.name, tables, revisions, weights, data.order, screen(data, tables), data.select, columns)
 
 
 def _rows(name: str, source: Source) -> tuple[list[Any], str, Iterable[tuple[str, Row]]]:

@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,15 @@ def _opened(folder: Path) -> Table:
 def mapped(file: Path) -> Array:
     """The array of an .npy file, read as it is used. Never written to."""
     return np.asarray(np.load(file, mmap_mode="r"))  # a plain array over the map: np.memmap is slow to index
+
+
+def kept(table: Table, name: str, make: Callable[[], Array]) -> Array:
+    """What `make` gives for the table, made once and kept on disk; `name` says what it is and of which version."""
+
+    def write(folder: Path) -> None:
+        np.save(folder / "array.npy", make())
+
+    return mapped(build_once(cache_dir() / "tables" / f"{table.content[:32]}-{name}", write) / "array.npy")
 
 
 def _write(folder: Path, form: Form, rows: Iterable[tuple[str, Row]], name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from harness import base as bases
 from harness import ranks
-from harness.cell import Adapted, Attempt, Cell, Data, Method, fingerprint
+from harness.cell import Adapted, Attempt, Cell, Data, Method, Task, fingerprint, screened
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.lease import Lease, held
@@ -51,10 +51,15 @@ class Recipe(Method):
     def _swept(self) -> str:
         return self.swept or list(self.stages)[-1]
 
+    def screened(self, evals: dict[str, Task]) -> Method:
+        stages = {k: dataclasses.replace(v, data=screened(v.data, evals)) for k, v in self.stages.items()}
+        return dataclasses.replace(self, stages=stages)
+
     def settings(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         for name, stage in self.stages.items():
-            plain["stages"][name]["method"] = {"name": stage.method.name, **stage.method.settings()}
+            method = {"name": stage.method.name, **stage.method.settings()}
+            plain["stages"][name] |= {"method": method, "data": stage.data.settings()}
         return plain
 
     def variant(self) -> str:
