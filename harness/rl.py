@@ -114,7 +114,7 @@ def reinforce(
             part("train"),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5
+            warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing`")  # of transformers 5
             rows = Dataset.from_list([{"prompt": prompts[i][0], "reference": prompts[i][1]} for i in order])
             longest = _longest(base, prompts, how)
             args = _arguments(base, how, cell, batch * how.generations, longest)
@@ -171,7 +171,7 @@ def _arguments(base: Any, how: Settings, cell: Cell, answers: int, longest: int)
         seed=cell.seed,
         bf16=base.config.dtype == "bfloat16",
         use_cpu=base.model.device.type == "cpu",
-        activation_checkpointing=False,  # by `as_told`
+        gradient_checkpointing=False,  # by `as_told`
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         save_strategy="no",
