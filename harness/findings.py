@@ -13,7 +13,7 @@ LOOKED_AT = 20_000  # examples of one dataset; the records tell of all
 
 
 def findings(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Of each dataset and subset seed, what stands in the first examples that any of the cells takes.
+    """Of each dataset, what stands in the first examples that the largest of the cells takes.
 
     ``data``, ``subset_seed``, ``examples`` (so many were looked at), ``copies`` among them, ``found`` and ``dropped``
     (of all rows, where a policy asks), ``overlap`` with each evaluation.
@@ -22,7 +22,7 @@ def findings(cells: list[Cell]) -> list[dict[str, Any]]:
     evals: dict[str, dict[str, Any]] = {}
     for cell in cells:
         if cell.method.uses_data:
-            key = fingerprint([dataclasses.asdict(cell.data), cell.subset_seed])
+            key = fingerprint(dataclasses.asdict(cell.data))
             evals.setdefault(key, {}).update(cell.evals)
             if key not in largest or largest[key].size < cell.size:
                 largest[key] = cell

@@ -69,7 +69,7 @@ def test_planted_near_copies_are_found_and_nothing_else_is(threshold: float, tmp
     rows, twins = planted(random.Random(0))
     near = {n for n, original in twins.items() if jaccard(rows[n], rows[original]) >= threshold}
     tables = list(dataset(tmp_path, rows[:100], rows[100:]).tables.values())  # also between two sources
-    found = set(np.flatnonzero(near_copies(tables, threshold)).tolist())
+    found = set(np.flatnonzero(near_copies(tables, threshold, np.ones(len(rows), bool))).tolist())
     groups = {frozenset((n, twins[n])) for n in near}
     assert len(found) == len(near) == sum(not group.isdisjoint(found) for group in groups) > 5
     assert len(near) < len(twins) or threshold == 0.5
@@ -102,6 +102,19 @@ def test_of_a_chain_one_stays_and_it_is_the_same_wherever_the_rows_stand(tmp_pat
     assert len(one) == len(two) == 11
     assert one.subset(11, 0).identity == two.subset(11, 0).identity
     assert jaccard(rows[0], rows[3]) < 0.8 < jaccard(rows[0], rows[1])  # near to a near one
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_of_copies_and_near_copies_of_one_text_one_stays(start: int, tmp_path: Path) -> None:
+    """Whatever their ids: a numbered copy's is any hash, and may be smaller than that of the first of its kind."""
+    text = " ".join(words(random.Random(start), 60))
+    same = {"prompt": text, "completion": "x"}
+    data = dataset(
+        tmp_path, [same, same, {**same, "prompt": text + " !"}, same, *pairs(5)], dedupe=Dedupe("drop", "drop")
+    )
+    assert len(data) == 6
+    assert data.screened.found == {"exact": 2, "near": 1}
+    assert sum(text in e.messages[0]["content"] for e in data.subset(6, 0)) == 1
 
 
 def test_copies_are_dropped_before_the_order_is_made(tmp_path: Path) -> None:

@@ -39,16 +39,21 @@ def exact_copies(tables: Sequence[Table]) -> Array:
     return repeated
 
 
-def near_copies(tables: Sequence[Table], threshold: float) -> Array:
-    """(all rows) bool: whether an example is nearly another one that stays. Exact copies are, too."""
+def near_copies(tables: Sequence[Table], threshold: float, among: Array) -> Array:
+    """(all rows) bool: whether an example is nearly another one, both of those `among`, of which the other one stays.
+
+    `among` leaves exact copies out: else one could stay for which the first of its kind goes, and it goes as a copy.
+    """
     width = _width(threshold)
     bands = [_bands(table, width) for table in tables]
     ids = np.concatenate([table.ids[:, :8] for table in tables]).view(">u8")[:, 0].astype(np.uint64)
     groups = _Groups(ids)
+    rows = np.flatnonzero(among)
     alike = functools.partial(_alike, _Texts(tables), threshold)
     bar = tqdm(range(PERMUTATIONS // width), "near copies", unit="band", delay=2, disable=None, leave=False)
     for number in bar:
-        for one, other in _proposed(np.concatenate([own[number] for own in bands]), ids):
+        band = np.concatenate([own[number] for own in bands])
+        for one, other in _proposed(rows, band[rows], ids[rows]):
             if not groups.joined(one, other) and alike(one, other):
                 groups.join(one, other)
     return groups.followers()
@@ -60,13 +65,13 @@ def _width(threshold: float) -> int:
     return next((w for w in widths if 1 - (1 - threshold**w) ** (PERMUTATIONS // w) >= FOUND), 1)
 
 
-def _proposed(band: Array, ids: Array) -> Iterator[tuple[int, int]]:
-    """Rows of one hash, each with the first of them by id and with the one before it."""
+def _proposed(rows: Array, band: Array, ids: Array) -> Iterator[tuple[int, int]]:
+    """Of these rows those of one hash, each with the first of them by id and with the one before it."""
     order = np.lexsort([ids, band])
     equal = band[order][1:] == band[order][:-1]
     first = -1
     for place in np.flatnonzero(equal).tolist():
-        one, other = int(order[place]), int(order[place + 1])
+        one, other = int(rows[order[place]]), int(rows[order[place + 1]])
         if not place or not equal[place - 1]:
             first = one
         yield first, other

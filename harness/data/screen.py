@@ -68,7 +68,7 @@ def screen(data: Data, tables: dict[str, Table]) -> Screened:
         copies = exact_copies(all_)
         settle("exact", dedupe.exact, copies, "repeat another one")
         if dedupe.near != "off":
-            settle("near", dedupe.near, near_copies(all_, dedupe.threshold) & ~copies, "are nearly another one")
+            settle("near", dedupe.near, near_copies(all_, dedupe.threshold, ~copies), "are nearly another one")
     if data.contamination.policy != "report":
         held = _held(data, all_)
         settle(
