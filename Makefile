@@ -7,14 +7,14 @@ BIN := .venv/bin
 demo: .venv/core
 	$(BIN)/harness sweep pocket
 
-# Three processes for two cores: many tests wait for processes that they start
+# Three processes for two cores, as many tests wait for processes that they start; the longest files first
 test: .venv/dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), and QLoRA
 test-full: export HARNESS_TEST_FULL = 1
 test-full: .venv/full
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m cluster
 
 # A sweep killed at random until it is done, against an undisturbed one; some five minutes on two cores

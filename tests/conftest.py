@@ -33,6 +33,13 @@ from harness.cell import Attempt, Base, Cell, Data, Form, OnStep, Run, Source, T
 torch.set_num_threads(1)
 pytest_plugins = ["tests.clusters"]
 
+LONG = ("test_pocket_truth.py", "test_soak.py", "test_search.py")  # minutes each; begun last, they would be waited for
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
