@@ -14,7 +14,7 @@ test: .venv/dev
 # And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), and QLoRA
 test-full: export HARNESS_TEST_FULL = 1
 test-full: .venv/full
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not cluster'
 	$(BIN)/python -m pytest -m cluster
 
 # A sweep killed at random until it is done, against an undisturbed one; some five minutes on two cores

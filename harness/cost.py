@@ -249,10 +249,12 @@ class Estimator:
         examples = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
         dialogues = [dialogue for messages in examples for dialogue in dialogues_of(messages)]
         if cell.base.make or cell.base.gguf_file:
-            characters = sum(len(turn["content"]) for messages in dialogues for turn in messages)
-            return characters / TOKEN_CHARACTERS / len(examples)
+            characters = [sum(len(turn["content"]) for turn in messages) for messages in dialogues]
+            lengths = [count / TOKEN_CHARACTERS for count in characters]
+        else:
+            lengths = [len(d.ids) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
         cut = getattr(cell.method, "max_length", sys.maxsize)
-        lengths = [min(cut, len(d.ids)) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
+        lengths = [min(cut, length) for length in lengths]
         return sum(lengths) / len(examples)
 
 

@@ -275,6 +275,7 @@ def test_a_setting_of_the_tasks_generation_is_replaced_and_named_in_the_identity
         evaluate.check("mine", choice_task(generation={"max_gen_toks": 3}))
 
 
+@pytest.mark.full
 def test_every_shipped_task_of_lm_evals_is_one_of_its_own() -> None:
     from harness.compose import compose_cell, shipped
 

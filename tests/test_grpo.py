@@ -227,7 +227,7 @@ def test_an_adapter_on_a_quantised_base_stays_in_float32(
 
 
 @needs_smollm2
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_base_from_a_gguf_file_is_trained(make_cell: Make) -> None:
     """transformers calls it quantised, and its trainer would refuse it; its weights are plain numbers once loaded."""
     base = compose_cell(["base=smollm2_135m_instruct"]).base

@@ -13,6 +13,7 @@ import pytest
 from harness import preempt, search, store
 from harness.base import LoadedBase
 from harness.cell import Cell, Data, Form, Source, Task, Turn
+from harness.choice import Select
 from harness.cost import Estimator, total
 from harness.data.subset import load_dataset
 from harness.engines.local import run_cells
@@ -98,6 +99,13 @@ def test_a_size_that_needs_what_is_held_out_is_refused(make_cell: Make) -> None:
     with pytest.raises(HarnessError, match=r"size=27 and method\.held_out=6 .* the 32 examples"):
         plan([make_cell(searching(), size=27)])
     plan([make_cell(searching(), size=26)])
+
+
+def test_nothing_is_held_out_behind_a_rule_that_ranks_it_last(make_cell: Make) -> None:
+    cell = make_cell(searching(), size=8)
+    ranked = dataclasses.replace(cell.data, select=Select(rule="longest"))
+    with pytest.raises(HarnessError, match=r"held_out=6 .* likes least.*search\.evals"):
+        plan([dataclasses.replace(cell, data=ranked)])
 
 
 def test_pairs_are_held_out_by_their_preference_loss(make_cell: Make, preferences: Data) -> None:  # noqa: F811

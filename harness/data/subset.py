@@ -111,6 +111,11 @@ class Dataset:
 
     def held_out(self, count: int, size: int, seed: int) -> Subset:
         """The last `count` examples in the order of `seed`, from which no size learns; refuses one that would."""
+        if self.select.rule not in ("random", "stratified"):
+            raise HarnessError(
+                f"method.held_out={count} would be the examples that data.select.rule={self.select.rule} likes least, "
+                "and no measure of the others; name a development evaluation in method.search.evals instead"
+            )
         if size + count > len(self):
             raise HarnessError(
                 f"size={size} and method.held_out={count} are together more than the {len(self)} examples of the "
