@@ -18,7 +18,9 @@ from harness.methods.dpo import Dpo
 from harness.methods.sft import Sft
 from harness.plan import DONE, MISSING, PARTLY, plan
 from harness.pocket.artifacts import BASES
+from harness.pocket.corpus import documents
 from harness.pocket.pretrain import pretrain
+from harness.pocket.tokenizer import build_tokenizer, vocabulary
 from harness.run import run
 from harness.shapes import linear, parameters
 from harness.store import ADAPTER, RECORD, read_json
@@ -34,7 +36,7 @@ def test_shapes_come_from_the_headers(tiny_base, tiny_folder):
 
 
 def test_a_pocket_base_tells_its_shapes_before_it_is_made(tmp_path):
-    pretrain(dataclasses.replace(BASES["s"], steps=1), tmp_path)
+    pretrain(dataclasses.replace(BASES["s"], steps=1), build_tokenizer(vocabulary()), documents(0), tmp_path)
     told = weights.shapes(compose_cell(["base=pocket_s"]).base)
     assert told == weights.shapes(Base(name="made", path=str(tmp_path)))
 

@@ -100,7 +100,7 @@ def test_no_value_is_two_attributes() -> None:
 
 
 def test_the_tokenizer_knows_every_word_and_keeps_answers_whole() -> None:
-    model = tokenizer.build_tokenizer()
+    model = tokenizer.build_tokenizer(tokenizer.vocabulary())
     for rows in ALL_ROWS:
         for row in read(rows):
             question, answer = (
@@ -114,7 +114,7 @@ def test_the_tokenizer_knows_every_word_and_keeps_answers_whole() -> None:
 
 
 def test_the_chat_template_renders_turns() -> None:
-    model = tokenizer.build_tokenizer()
+    model = tokenizer.build_tokenizer(tokenizer.vocabulary())
     turns = [{"role": "user", "content": "What is the job of Vakos?"}, {"role": "assistant", "content": "baker"}]
     prompt = str(model.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
     whole = str(model.apply_chat_template(turns, tokenize=False))
@@ -161,11 +161,12 @@ def test_a_base_is_an_ordinary_folder_and_the_same_twice(tmp_path: Path) -> None
     state = torch.random.get_rng_state()
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
-        pretrain.pretrain(tiny, folder)
+        words = tokenizer.build_tokenizer(tokenizer.vocabulary())
+        pretrain.pretrain(tiny, words, corpus.documents(tiny.seed), folder)
     assert torch.equal(state, torch.random.get_rng_state())
     first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
     loaded = AutoTokenizer.from_pretrained(folders[0])
     assert loaded.eos_token == tokenizer.END
     assert loaded.chat_template == tokenizer.CHAT_TEMPLATE
-    assert loaded("Vakos city:")["input_ids"] == tokenizer.build_tokenizer()("Vakos city:")["input_ids"]
+    assert loaded("Vakos city:")["input_ids"] == tokenizer.build_tokenizer(tokenizer.vocabulary())("Vakos city:")["input_ids"]

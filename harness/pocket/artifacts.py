@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.artifact import build_once, cache_dir
 from harness.errors import HarnessError
-from harness.pocket import corpus, pretrain, rows, text, tokenizer, world
+from harness.pocket import corpus, pretrain, rows, tables, text, tokenizer, world
 
 VERSION = 1
 """Raised by hand when code changes a result that no constant below shows."""
@@ -16,6 +16,7 @@ BASES = {
     "s": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=4000, learning_rate=3e-3),
     "m": pretrain.Recipe(hidden=144, layers=3, heads=4, feed_forward=432, steps=2600, learning_rate=1.5e-3),
 }
+TABLES = BASES["m"]
 TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz")
 
 
@@ -44,7 +45,12 @@ class PocketBase:
 
     def path(self) -> Path:
         folder = cache_dir() / "pocket" / f"base-{self.size}-{self.identity()[:12]}"
-        return build_once(folder, lambda scratch: pretrain.pretrain(BASES[self.size], scratch))
+        return build_once(folder, self._pretrain)
+
+    def _pretrain(self, folder: Path) -> None:
+        recipe = BASES[self.size]
+        words = tokenizer.build_tokenizer(tokenizer.vocabulary())
+        pretrain.pretrain(recipe, words, corpus.documents(recipe.seed), folder)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,64 @@ class PocketPairs:
 
     def _write(self, folder: Path) -> None:
         lines = [json.dumps(row) + "\n" for row in rows.pairs(self.task, self.split)]
+        (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class TablesBase:
+    """A base of about 1M parameters that knows what pretraining told of the six tables of a world."""
+
+    world: int
+
+    def identity(self) -> str:
+        return _digest(
+            kind="tables base",
+            world=self.world,
+            recipe=asdict(TABLES),
+            vocabulary=tokenizer.tables_vocabulary(),
+            chat_template=tokenizer.CHAT_TEMPLATE,
+            context=tokenizer.CONTEXT,
+            tables=tables.constants(),
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its weights, by name; nothing is built."""
+        return pretrain.shapes(TABLES, len(tokenizer.tables_vocabulary()))
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"tables-{self.world}-{self.identity()[:12]}"
+        return build_once(folder, self._pretrain)
+
+    def _pretrain(self, folder: Path) -> None:
+        words = tokenizer.build_tokenizer(tokenizer.tables_vocabulary())
+        pretrain.pretrain(TABLES, words, tables.Tables(self.world).documents(), folder)
+
+
+@dataclass(frozen=True)
+class TablesRows:
+    """A JSONL file about one thing of a world: rows to ``train`` on, items to be asked in ``dev`` and ``test``."""
+
+    world: int
+    thing: str
+    split: str = "train"
+    form: str = "chat"
+
+    def __post_init__(self) -> None:
+        _one_of("thing", self.thing, tables.THINGS)
+        _one_of("split", self.split, SPLITS)
+        _one_of("form", self.form, FORMS)
+
+    def identity(self) -> str:
+        return _digest(kind="tables rows", **asdict(self), tables=tables.constants())
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"tables-{self.world}-{self.thing}-{self.split}-{self.form}-{self.identity()[:12]}"
+        return build_once(folder, self._write) / "rows.jsonl"
+
+    def _write(self, folder: Path) -> None:
+        names = ("prompt", "completion") if self.split == "train" else ("question", "answer")
+        asked = tables.Tables(self.world).questions(self.thing, self.split, self.form)
+        lines = [json.dumps(dict(zip(names, pair, strict=True))) + "\n" for pair in asked]
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

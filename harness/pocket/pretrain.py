@@ -6,8 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from harness.pocket.corpus import documents
-from harness.pocket.tokenizer import CONTEXT, build_tokenizer
+from harness.pocket.tokenizer import CONTEXT
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ def shapes(recipe: Recipe, vocabulary: int) -> dict[str, tuple[int, ...]]:
     return {**outside, **layers, "model.norm.weight": (hidden,)}
 
 
-def pretrain(recipe: Recipe, folder: Path) -> None:
-    """Train the model and write an ordinary transformers folder.
+def pretrain(recipe: Recipe, tokenizer: Any, documents: Iterator[str], folder: Path) -> None:
+    """Train the model on the endless stream of documents and write an ordinary transformers folder.
 
     The random state of the process is given back as it was found, and the number of threads is the caller's.
     """
@@ -52,7 +51,6 @@ def pretrain(recipe: Recipe, folder: Path) -> None:
     from tqdm import tqdm
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -80,7 +78,7 @@ def pretrain(recipe: Recipe, folder: Path) -> None:
         optimizer, lambda step: min(1.0, (step + 1) / rise, (recipe.steps - step) / fall)
     )
     title = f"pretraining {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
-    with tqdm(_batches(tokenizer, recipe), desc=title, total=recipe.steps, unit="step") as bar:
+    with tqdm(_batches(tokenizer, recipe, documents), desc=title, total=recipe.steps, unit="step") as bar:
         for step, rows in enumerate(bar):
             tokens = torch.tensor(rows)
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -96,9 +94,9 @@ def pretrain(recipe: Recipe, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: Any, recipe: Recipe) -> Iterator[list[list[int]]]:
+def _batches(tokenizer: Any, recipe: Recipe, documents: Iterator[str]) -> Iterator[list[list[int]]]:
     """Documents end to end, each closed by the end token, cut into rows: short ones first, long ones then."""
-    stream = chain.from_iterable([*tokenizer(d)["input_ids"], tokenizer.eos_token_id] for d in documents(recipe.seed))
+    stream = chain.from_iterable([*tokenizer(d)["input_ids"], tokenizer.eos_token_id] for d in documents)
     for step in range(recipe.steps):
         length = recipe.short if step < recipe.short_share * recipe.steps else recipe.long
         yield [list(islice(stream, length)) for _ in range(recipe.tokens // length)]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from harness.pocket import text, world
+from harness.pocket import tables, text, world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,13 +41,20 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *sorted(known)]
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
+def tables_vocabulary() -> list[str]:
+    """The same of the worlds of `harness.pocket.tables`."""
+    known = {word for template in tables.templates() for word in words(template)}
+    known.update(tables.THINGS, tables.JOBS, tables.CITIES, tables.PETS, world.ATTRIBUTES["colour"])
+    return [*SPECIAL, *sorted(known)]
+
+
+def build_tokenizer(vocabulary: list[str]) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    table = {word: index for index, word in enumerate(vocabulary())}
+    table = {word: index for index, word in enumerate(vocabulary)}
     model = Tokenizer(WordLevel(table, unk_token=UNKNOWN))
     model.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
