@@ -115,9 +115,10 @@ def refine(problem: Problem, y: Array, u: Array) -> Solution:
         gradient[stuck] = 0.0
         curvature = np.einsum("bns,bms->bnm", slopes, slopes)
         scale = np.einsum("bnn->bn", curvature)
+        scale = np.where(scale > 0, scale, 1.0)  # no slope: the parameter says nothing, and stays
         eye = np.eye(u.shape[1])
-        promise[active] = np.sum(gradient * _solved(curvature + 1e-12 * eye * (scale + stuck)[:, None], gradient), 1)
-        step = _solved(curvature + eye * (damping[active, None] * scale + stuck + 1e-300)[:, None], gradient)
+        promise[active] = np.sum(gradient * _solved(curvature + eye * (1e-12 * scale)[:, None], gradient), axis=1)
+        step = _solved(curvature + eye * (damping[active, None] * scale)[:, None], gradient)
         trial = np.clip(ua - step, low, high)
         ct, rt = problem.residuals(ya, trial)
         after = np.sum(rt**2, axis=1)
@@ -144,7 +145,8 @@ def _slopes(problem: Problem, y: Array, u: Array, r: Array, high: Array) -> Arra
 
 
 def _solved(matrix: Array, vector: Array) -> Array:
-    return np.linalg.solve(matrix, vector[..., None])[..., 0]
+    solution: Array = np.linalg.solve(matrix, vector[..., None])[..., 0]
+    return solution
 
 
 def _bounded(gram: list[list[Array]], moments: list[Array], lower: Array, upper: Array) -> tuple[list[Array], Array]:

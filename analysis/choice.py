@@ -1,0 +1,198 @@
+"""Which law, if any, a curve supports: by AICc on the size means and by what it says of sizes it was not shown.
+
+    choice = choose(sizes, error, stderr)
+    choice.why                       # the conclusion, or what cannot be concluded and why, in a sentence
+    choice.supported                 # the Fit to draw and, at most one decade on, to extrapolate with; or None
+    choice.rows()                    # every candidate: parameters, AICc, held-out errors, cautions
+    choice.splits[0].held            # mask of the sizes that were held out, for a figure; .predicted by law
+    dropped(choice.supported)        # drop-one-size sensitivity
+
+**The rule.** The largest sizes are held out twice: those in the top decade, and those in the top two (the last one and
+the last two sizes where a split would leave fewer than four). A law is *supported* if, in each split, fitted to the
+rest, the root mean square of (prediction - measured) / stderr over the held-out sizes is smaller than that of the two
+references, the *last value* (the largest size that was shown) and the *log-linear* law (which itself need only beat
+the last value), and if its AICc on all sizes is at least 2 below the constant's and at most 10 above the best one. Of
+several, the one with the lowest AICc is chosen. If none is, no law is supported and nothing is to be extrapolated.
+
+Why both: AICc knows the noise and the number of parameters, but of two laws that fit alike inside the sizes it prefers
+the smaller, whatever each says outside; a held-out size tests just that, but it is one noisy point, which a law passes
+by luck. The references are what one would do without a law. The constant is the null and never supported: that no
+trend is told from noise is no evidence of saturation.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.fit import Fit, Points, fit, obstacle
+from analysis.laws import CANDIDATES, Array, Constant, Law, LogLinear
+from harness.errors import HarnessError
+
+FEWEST = 5  # sizes: four to fit, one to hold out
+TRAINED = 4
+TREND, REJECTED = 2.0, 10.0  # differences of AICc: below the constant's; above the best (Burnham & Anderson 2002, 2.6)
+LAST = "last value"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sizes held out. `errors`: of each law and reference, the root mean square of its standardised errors there, NaN
+    where the remaining sizes are too few for it; `predicted`: what it says of the held-out sizes."""
+
+    held: np.ndarray
+    errors: dict[str, float]
+    predicted: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` found. `fits` on all sizes, and `splits`, are empty where nothing could be fitted."""
+
+    fits: tuple[Fit, ...]
+    splits: tuple[Split, ...]
+    supported: Fit | None
+    why: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each candidate, the lowest AICc first: for a table."""
+        best = min((f.aicc for f in self.fits), default=np.nan)
+        return [
+            {
+                "law": f.law.name,
+                "formula": f.law.formula,
+                "parameters": len(f.values),
+                "aicc": f.aicc,
+                "above_best": f.aicc - best,
+                "held_out": [split.errors[f.law.name] for split in self.splits],
+                "supported": f is self.supported,
+                "cautions": "; ".join(f.cautions),
+            }
+            for f in sorted(self.fits, key=lambda f: f.aicc)
+        ]
+
+
+def choose(
+    sizes: Array,
+    error: Array,
+    stderr: Array | None = None,
+    *,
+    share: bool = True,
+    known: bool = True,
+    candidates: tuple[Law, ...] = CANDIDATES,
+) -> Choice:
+    """The supported law of a curve, if any, by the rule above; never raises on what the data are. Arrays [S]."""
+    if why := obstacle(sizes, error, stderr):
+        return Choice((), (), None, why)
+    order = np.argsort(np.asarray(sizes, float))
+    points = Points(sizes, error, stderr, share=share, known=known).where(order)
+    if len(order) < FEWEST:
+        few = "One size makes" if len(order) == 1 else f"{len(order)} sizes make"
+        return Choice((), (), None, f"{few} no curve: at least {FEWEST} are needed, to fit a law and to hold one out.")
+    laws = [law for law in candidates if share or not law.shares_only]
+    laws += [law for law in (Constant(), LogLinear()) if law not in laws]
+    fits = tuple(fit(law, points) for law in laws if len(law.linear + law.nonlinear) < len(order))
+    splits = tuple(_split(points, train, [f.law for f in fits]) for train in training(points.sizes))
+    return Choice(fits, splits, *_judged(fits, splits, points))
+
+
+def training(sizes: Array) -> list[np.ndarray]:
+    """Masks [S] of the sizes (ascending) to fit to, one for each split."""
+    masks: list[np.ndarray] = []
+    for n in (1, 2):
+        mask = sizes <= sizes[-1] / 10**n * (1 + 1e-9)
+        if mask.sum() < TRAINED:
+            mask = np.arange(len(sizes)) < len(sizes) - n
+        if mask.sum() >= TRAINED and not any(np.array_equal(mask, m) for m in masks):
+            masks.append(mask)
+    return masks
+
+
+def _split(points: Points, train: np.ndarray, laws: list[Law]) -> Split:
+    shown, held = points.where(train), points.where(~train)
+    reach = 1.01 * held.sizes.max() / shown.sizes.max()
+    predicted = {LAST: np.full(len(held.sizes), shown.error[-1])}
+    for law in laws:
+        if len(law.linear + law.nonlinear) < len(shown.sizes):
+            predicted[law.name] = fit(law, shown).predict(held.sizes, reach=max(reach, 10.0))
+    errors = {name: float(np.sqrt(np.mean(((p - held.error) * held.weight) ** 2))) for name, p in predicted.items()}
+    return Split(~train, errors | {law.name: np.nan for law in laws if law.name not in errors}, predicted)
+
+
+def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) -> tuple[Fit | None, str]:
+    """The supported law or None, and the sentence."""
+    best = min(fits, key=lambda f: f.aicc)
+    null = next(f for f in fits if f.law == Constant())
+    trend = [f for f in fits if f.aicc <= null.aicc - TREND]
+    if not trend:
+        return None, "No trend over the sizes is told from noise, which is no evidence that there is none."
+    winners = [f for f in trend if f.aicc <= best.aicc + REJECTED and all(_beats(f.law.name, s) for s in splits)]
+    if winners:
+        chosen = min(winners, key=lambda f: f.aicc)
+        return chosen, (
+            f"The {chosen.law.name} law {chosen.law.formula} is supported: fitted to the smaller sizes, it was nearer to "
+            f"{_held(splits, points)} than the last value and the log-linear law."
+        )
+    first = min(trend, key=lambda f: f.aicc)
+    name, lost = first.law.name, [s for s in splits if not _beats(first.law.name, s)]
+    if not lost:  # only where a better one by AICc is a candidate of no trend: then that one is the reason
+        return None, f"No law is supported: the {name} law is far behind the {best.law.name} one by AICc."
+    sizes = _listed(points.sizes[lost[0].held])
+    if np.isnan(lost[0].errors[name]):
+        reason = f"but too few sizes remain to fit it without {sizes}"
+    else:
+        rivals = [r for r in (LAST, LogLinear.name) if r != name]
+        rival = min(rivals, key=lambda r: lost[0].errors[r])
+        reason = f"but of {sizes} the {rival if rival == LAST else rival + ' law'} said more, without having seen them"
+    return None, f"No law is supported: the {name} law fits best by AICc, {reason}; nothing is extrapolated."
+
+
+def _beats(name: str, split: Split) -> bool:
+    """Whether a law is nearer to the held-out sizes than both references; NaN is not."""
+    references = [r for r in (LAST, LogLinear.name) if r != name]
+    return all(split.errors[name] < split.errors[r] for r in references)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A law fitted without one size: that size, the values, and its prediction one decade above the largest size."""
+
+    size: float
+    values: dict[str, float]
+    beyond: float
+
+
+def dropped(whole: Fit) -> list[Dropped]:
+    """Drop-one-size sensitivity: the same law without each size in turn."""
+    points = whole.points
+    if len(points.sizes) <= len(whole.values) + 1:
+        raise HarnessError(
+            f"without one of {len(points.sizes)} sizes the {whole.law.name} law would fit whatever they say"
+        )
+    far = points.sizes.max() * 10
+    rest = [(size, fit(whole.law, points.where(points.sizes != size))) for size in points.sizes]
+    return [
+        Dropped(float(s), f.values, float(f.predict(far, reach=1.01 * far / f.points.sizes.max())[0])) for s, f in rest
+    ]
+
+
+def influence(whole: Fit) -> str:
+    """The size without which the prediction one decade on moves most, in a sentence."""
+    here = float(whole.predict(whole.points.sizes.max() * 10)[0])
+    most = max(dropped(whole), key=lambda d: abs(d.beyond - here))
+    return (
+        f"Without {most.size:,.0f} examples the {whole.law.name} law says {most.beyond:.3g} of the error at "
+        f"{whole.points.sizes.max() * 10:,.0f}, with them {here:.3g}; no other size moves it more."
+    )
+
+
+def _held(splits: tuple[Split, ...], points: Points) -> str:
+    fewest = points.sizes[splits[0].held]
+    return f"{_listed(fewest)} examples" + (
+        f", and to {_listed(points.sizes[splits[1].held])}," if len(splits) > 1 else ""
+    )
+
+
+def _listed(sizes: Array) -> str:
+    texts = [f"{size:,.0f}" for size in sizes]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
