@@ -8,16 +8,23 @@
     dropped(choice.supported)        # drop-one-size sensitivity
 
 **The rule.** The largest sizes are held out twice: those in the top decade, and those in the top two (the last one and
-the last two sizes where a split would leave fewer than four). A law is *supported* if, in each split, fitted to the
-rest, the root mean square of (prediction - measured) / stderr over the held-out sizes is smaller than that of the two
-references, the *last value* (the largest size that was shown) and the *log-linear* law (which itself need only beat
-the last value), and if its AICc on all sizes is at least 2 below the constant's and at most 10 above the best one. Of
-several, the one with the lowest AICc is chosen. If none is, no law is supported and nothing is to be extrapolated.
+the last two sizes where a split would leave fewer than four). A law is *supported* if
 
-Why both: AICc knows the noise and the number of parameters, but of two laws that fit alike inside the sizes it prefers
-the smaller, whatever each says outside; a held-out size tests just that, but it is one noisy point, which a law passes
-by luck. The references are what one would do without a law. The constant is the null and never supported: that no
-trend is told from noise is no evidence of saturation.
+1. fitted to the sizes that remain, it is nearer to those held out than the two references: the *last value* (of the
+   largest size shown) and the *log-linear* law (which itself need only beat the last value). Nearer: the root mean
+   square of (prediction - measured) / stderr over the held-out sizes of both splits together is smaller;
+2. its residuals on all sizes are no larger than the standard errors allow (chi-squared, p >= 0.01), where those are
+   known;
+3. its AICc on all sizes is at least 2 below the constant's, and at most 10 above the best law's.
+
+Of several, the one with the lowest AICc is chosen. If there is none, no law is supported and nothing is extrapolated.
+
+Why so: AICc knows the noise and the number of parameters, but of laws that fit alike inside the sizes it prefers the
+smaller, whatever each says outside. Held-out sizes test just that, against what one would do without a law, but they
+are few, and a law may pass by luck; it will seldom have residuals within the noise as well. Both splits count together
+because the top decade alone holds a size or two, where a law and the last value of a flattening curve differ by less
+than the noise: asking for both apart rejects the true law every other time. The constant is the null and is never
+supported: that no trend is told from noise is no evidence of saturation.
 """
 
 from dataclasses import dataclass
@@ -64,7 +71,7 @@ class Choice:
                 "parameters": len(f.values),
                 "aicc": f.aicc,
                 "above_best": f.aicc - best,
-                "held_out": [split.errors[f.law.name] for split in self.splits],
+                "held_out": held_out(self.splits, f.law.name),
                 "supported": f is self.supported,
                 "cautions": "; ".join(f.cautions),
             }
@@ -119,38 +126,55 @@ def _split(points: Points, train: np.ndarray, laws: list[Law]) -> Split:
     return Split(~train, errors | {law.name: np.nan for law in laws if law.name not in errors}, predicted)
 
 
+def held_out(splits: tuple[Split, ...], name: str) -> float:
+    """A law's or reference's root mean square error over the held-out sizes of all splits, in standard errors."""
+    squares = [split.held.sum() * split.errors[name] ** 2 for split in splits]
+    return float(np.sqrt(sum(squares) / sum(split.held.sum() for split in splits)))
+
+
 def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) -> tuple[Fit | None, str]:
     """The supported law or None, and the sentence."""
-    best = min(fits, key=lambda f: f.aicc)
+    best = min(f.aicc for f in fits)
     null = next(f for f in fits if f.law == Constant())
     trend = [f for f in fits if f.aicc <= null.aicc - TREND]
     if not trend:
         return None, "No trend over the sizes is told from noise, which is no evidence that there is none."
-    winners = [f for f in trend if f.aicc <= best.aicc + REJECTED and all(_beats(f.law.name, s) for s in splits)]
+    first, unit = min(trend, key=lambda f: f.aicc), " standard errors" if points.known else " in relative terms"
+    winners = [f for f in trend if not f.misfit and f.aicc <= best + REJECTED and not _nearer(splits, f.law.name)]
+    chosen = min(winners, key=lambda f: f.aicc) if winners else first
+    name, sizes = chosen.law.name, _listed(points.sizes[np.logical_or.reduce([s.held for s in splits])])
+    own = held_out(splits, name)
     if winners:
-        chosen = min(winners, key=lambda f: f.aicc)
+        others = " and ".join(f"the {_called(r)} {held_out(splits, r):.2g}" for r in _references(name))
         return chosen, (
-            f"The {chosen.law.name} law {chosen.law.formula} is supported: fitted to the smaller sizes, it was nearer to "
-            f"{_held(splits, points)} than the last value and the log-linear law."
+            f"The {name} law is supported: without having seen {sizes} examples it missed them by {own:.2g}{unit}, "
+            f"{others}."
         )
-    first = min(trend, key=lambda f: f.aicc)
-    name, lost = first.law.name, [s for s in splits if not _beats(first.law.name, s)]
-    if not lost:  # only where a better one by AICc is a candidate of no trend: then that one is the reason
-        return None, f"No law is supported: the {name} law is far behind the {best.law.name} one by AICc."
-    sizes = _listed(points.sizes[lost[0].held])
-    if np.isnan(lost[0].errors[name]):
-        reason = f"but too few sizes remain to fit it without {sizes}"
+    if first.misfit:
+        reason = "but its residuals are larger than the noise"
+    elif np.isnan(own):
+        reason = f"but without {sizes} too few sizes remain to fit it"
     else:
-        rivals = [r for r in (LAST, LogLinear.name) if r != name]
-        rival = min(rivals, key=lambda r: lost[0].errors[r])
-        reason = f"but of {sizes} the {rival if rival == LAST else rival + ' law'} said more, without having seen them"
-    return None, f"No law is supported: the {name} law fits best by AICc, {reason}; nothing is extrapolated."
+        rival = _nearer(splits, name)[0]
+        reason = (
+            f"but without having seen {sizes} examples it missed them by {own:.2g}{unit}, the {_called(rival)} by only "
+            f"{held_out(splits, rival):.2g}"
+        )
+    return None, f"No law is supported: the {name} law has the lowest AICc, {reason}."
 
 
-def _beats(name: str, split: Split) -> bool:
-    """Whether a law is nearer to the held-out sizes than both references; NaN is not."""
-    references = [r for r in (LAST, LogLinear.name) if r != name]
-    return all(split.errors[name] < split.errors[r] for r in references)
+def _references(name: str) -> list[str]:
+    return [r for r in (LAST, LogLinear.name) if r != name]
+
+
+def _nearer(splits: tuple[Split, ...], name: str) -> list[str]:
+    """The references that a law does not beat on the held-out sizes, the nearest first; NaN beats none."""
+    own = held_out(splits, name)
+    return sorted((r for r in _references(name) if not own < held_out(splits, r)), key=lambda r: held_out(splits, r))
+
+
+def _called(name: str) -> str:
+    return name if name == LAST else f"{name} law"
 
 
 @dataclass(frozen=True)
@@ -183,13 +207,6 @@ def influence(whole: Fit) -> str:
     return (
         f"Without {most.size:,.0f} examples the {whole.law.name} law says {most.beyond:.3g} of the error at "
         f"{whole.points.sizes.max() * 10:,.0f}, with them {here:.3g}; no other size moves it more."
-    )
-
-
-def _held(splits: tuple[Split, ...], points: Points) -> str:
-    fewest = points.sizes[splits[0].held]
-    return f"{_listed(fewest)} examples" + (
-        f", and to {_listed(points.sizes[splits[1].held])}," if len(splits) > 1 else ""
     )
 
 

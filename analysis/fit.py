@@ -23,7 +23,7 @@ from scipy.ndimage import minimum_filter
 from scipy.optimize import brentq, least_squares
 from scipy.stats import chi2, f
 
-from analysis.laws import Array, Law
+from analysis.laws import Array, Law, Range
 from analysis.varpro import Problem, Solution, grid_loss, mesh, refine, solve
 from harness.errors import HarnessError
 
@@ -89,9 +89,8 @@ def obstacle(sizes: Array, error: Array, stderr: Array | None = None, bases: Arr
     if not np.all(np.isfinite(sizes) & (sizes > 0)):
         return "Every size must be above 0: the untouched base has no place on a logarithmic axis and is a reference."
     if not np.all(np.isfinite(error)):
-        return (
-            f"There is no score at {_listed(sizes[~np.isfinite(error)])}: run what is missing, or leave the size out."
-        )
+        missing = _listed(sizes[~np.isfinite(error)])
+        return f"There is no score at {missing} examples: run what is missing, or leave the size out."
     if stderr is not None and not np.all(np.isfinite(others[0]) & (others[0] > 0)):
         bad = sizes[~(np.isfinite(others[0]) & (others[0] > 0))]
         return f"The standard error at {_listed(bad)} is not above 0, so nothing says how much that score weighs."
@@ -149,7 +148,7 @@ class Fit:
 
     @property
     def aicc(self) -> float:
-        """Akaike's criterion with the correction for few points (Hurvich & Tsai 1989); infinite where there are too few.
+        """Akaike's criterion, corrected for few points (Hurvich & Tsai 1989); infinite where there are too few.
 
         Counts the scale as one more parameter where the residuals tell it.
         """
@@ -167,15 +166,8 @@ class Fit:
     @cached_property
     def at_bound(self) -> dict[str, float]:
         """Parameters that lie at a bound of what was searched, and the bound."""
-        hits = {}
-        box = self.law.bounds(inputs(self.law, self.points), self.points.error, self.points.share)
-        for (name, value), (low, high) in zip(self.values.items(), box, strict=True):
-            for bound in (low, high):
-                if np.isfinite(bound) and np.isclose(
-                    value, bound, rtol=1e-4, atol=1e-6 if name in self.law.linear else 0
-                ):
-                    hits[name] = float(bound)
-        return hits
+        pairs = zip(self.values.items(), bounds(self.law, self.points), strict=True)
+        return {name: bound for (name, value), ends in pairs for bound in ends if _meets(value, bound)}
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -183,9 +175,7 @@ class Fit:
         if not self.converged:
             words.append("the search did not converge")
         if self.dof <= 0:
-            words.append(
-                f"{len(self.values)} parameters pass through {len(self.points.sizes)} points whatever they are"
-            )
+            words.append(f"{len(self.values)} parameters fit {len(self.points.sizes)} points whatever these are")
         if self.misfit:
             words.append("the residuals are larger than the noise, so the intervals are widened by their ratio")
         return tuple(words)
@@ -216,26 +206,26 @@ class Fit:
         best = list(self.values.values())[i]
         start = np.log(best) if logarithmic else best
         free = replace(problem, lower=problem.lower.copy(), upper=problem.upper.copy())
-        bounds = (problem.lower[i], problem.upper[i])
-        limits = np.log(bounds) if logarithmic else bounds
+        ends = problem.lower[i], problem.upper[i]
+        limits = np.log(ends) if logarithmic else ends
 
         def above(place: float) -> float:
             value = np.exp(place) if logarithmic else place
-            free.lower[i] = free.upper[i] = np.clip(value, *bounds)
+            free.lower[i] = free.upper[i] = np.clip(value, *ends)
             return float(solve(free, self.points.error).loss[0]) - most
 
-        ends: list[tuple[float, bool]] = []
+        found: list[tuple[float, bool]] = []
         for sign, limit in zip((-1, 1), limits, strict=True):
-            step, inside, found = 0.02 if logarithmic else 1e-3 * (abs(best) + 1e-3), start, None
+            step, inside, root = 0.02 if logarithmic else 1e-3 * (abs(best) + 1e-3), start, None
             while inside != limit and abs(inside) < 1e9:
                 outside = max(start - step, limit) if sign < 0 else min(start + step, limit)
                 if above(outside) > 0:
-                    found = brentq(above, inside, outside, xtol=1e-9, rtol=1e-6)
+                    root = brentq(above, inside, outside, xtol=1e-9, rtol=1e-6)
                     break
                 inside, step = outside, 2 * step
-            end = limit if found is None else found
-            ends.append((float(np.exp(end)) if logarithmic else float(end), found is None))
-        (low, low_open), (high, high_open) = ends
+            end = limit if root is None else root
+            found.append((float(np.exp(end)) if logarithmic else float(end), root is None))
+        (low, low_open), (high, high_open) = found
         return Interval(low, high, low_open, high_open)
 
     def refit(self, draws: Array) -> "Refits":
@@ -246,7 +236,7 @@ class Fit:
         return Refits(self, solve(problem_of(self.law, self.points), draws))
 
     def simulate(self, count: int, seed: int = 0) -> Array:
-        """Draws [count, S] around the curve with independent normal noise of the standard errors (a parametric bootstrap).
+        """A parametric bootstrap: draws [count, S], the curve with independent normal noise of the standard errors.
 
         It knows of nothing that points have in common. An unknown scale, or a misfit's ratio, is from the residuals.
         """
@@ -272,14 +262,8 @@ class Refits:
         """Percentile interval of a parameter; open where that percentile of the draws lies at a bound."""
         i = list(self.fit.values).index(name)
         low, high = np.quantile(self.values[name], [(1 - level) / 2, (1 + level) / 2])
-        bounds = self.fit.law.bounds(
-            inputs(self.fit.law, self.fit.points), self.fit.points.error, self.fit.points.share
-        )
-        at = [
-            bool(np.isfinite(b) and np.isclose(v, b, rtol=1e-4, atol=1e-9))
-            for v, b in zip((low, high), bounds[i], strict=True)
-        ]
-        return Interval(float(low), float(high), *at)
+        ends = zip((low, high), bounds(self.fit.law, self.fit.points)[i], strict=True)
+        return Interval(float(low), float(high), *(_meets(value, bound) for value, bound in ends))
 
     def predict(self, sizes: Array, bases: Array | None = None, *, reach: float = DECADE) -> Array:
         """Errors [B, n] at n sizes."""
@@ -309,19 +293,10 @@ def fit(law: Law, points: Points) -> Fit:
 
     low, high = problem.box()
     u = np.clip(problem.working(solution.values[best, problem.linear :]), low + 1e-12, high - 1e-12)
-    polished = least_squares(
-        lambda u: problem.residuals(y, u[None])[1][0],
-        u,
-        bounds=(low, high),
-        x_scale=1.0,
-        xtol=1e-12,
-        ftol=1e-12,
-        gtol=1e-12,
-    )
-    lower = 2 * polished.cost < solution.loss[best] * (1 - 1e-9)
-    if lower:
-        solution = refine(problem, y, polished.x[None])
-        best = 0
+    tight = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12}
+    polished = least_squares(lambda u: problem.residuals(y, u[None])[1][0], u, bounds=(low, high), **tight)
+    if 2 * polished.cost < solution.loss[best] * (1 - 1e-9):
+        solution, best = refine(problem, y, polished.x[None]), 0
     converged = bool(solution.converged[best]) and bool(polished.success)
     return _fitted(law, points, solution, best, converged, (near, len(starts)))
 
@@ -341,12 +316,16 @@ def inputs(law: Law, points: Points) -> Array:
     return _x(law.inputs, points.sizes, points.bases)
 
 
+def bounds(law: Law, points: Points) -> list[Range]:
+    """(lowest, highest) of each parameter for these points."""
+    return law.bounds(inputs(law, points), points.error, points.share)
+
+
 def problem_of(law: Law, points: Points) -> Problem:
     if law.shares_only and not points.share:
         raise HarnessError(f"the {law.name} law is one for shares of right answers; a loss needs another one")
-    x = inputs(law, points)
-    lower, upper = np.array(law.bounds(x, points.error, points.share)).T
-    return Problem(law, x, points.weight, lower, upper)
+    lower, upper = np.array(bounds(law, points)).T
+    return Problem(law, inputs(law, points), points.weight, lower, upper)
 
 
 def reachable(points: Points, sizes: Array, bases: Array | None, reach: float) -> Array:
@@ -376,6 +355,10 @@ def _curve(law: Law, x: Array, values: Array, share: bool) -> Array:
     for value, column in zip(values[:, :split].T, columns, strict=True):
         error = error + value[:, None] * column
     return np.maximum(error, 0.0) if share else error
+
+
+def _meets(value: float, bound: float) -> bool:
+    return bool(np.isfinite(bound) and np.isclose(value, bound, rtol=1e-4, atol=1e-6))
 
 
 def _listed(sizes: Array) -> str:

@@ -105,7 +105,7 @@ class LogitLinear(_Law):
 
 @dataclass(frozen=True)
 class Power(_Law):
-    """The pretraining law with its asymptote (Hestness et al. 2017, arXiv:1712.00409), its usual form in fine-tuning."""
+    """The pretraining law with its asymptote (Hestness et al. 2017), as it is mostly used in fine-tuning."""
 
     name: ClassVar[str] = "power"
     formula: ClassVar[str] = "E + B D^-beta"
