@@ -96,6 +96,8 @@ def choose(
     if len(order) < FEWEST:
         few = "One size makes" if len(order) == 1 else f"{len(order)} sizes make"
         return Choice((), (), None, f"{few} no curve: at least {FEWEST} are needed, to fit a law and to hold one out.")
+    if np.ptp(points.error) == 0:
+        return Choice((), (), None, f"The score is the same at all {len(order)} sizes, so there is no curve to fit.")
     laws = [law for law in candidates if share or not law.shares_only]
     laws += [law for law in (Constant(), LogLinear()) if law not in laws]
     fits = tuple(fit(law, points) for law in laws if len(law.linear + law.nonlinear) < len(order))
@@ -205,8 +207,9 @@ def influence(whole: Fit) -> str:
     here = float(whole.predict(whole.points.sizes.max() * 10)[0])
     most = max(dropped(whole), key=lambda d: abs(d.beyond - here))
     return (
-        f"Without {most.size:,.0f} examples the {whole.law.name} law says {most.beyond:.3g} of the error at "
-        f"{whole.points.sizes.max() * 10:,.0f}, with them {here:.3g}; no other size moves it more."
+        f"Without the score at {most.size:,.0f} the {whole.law.name} law puts the error at "
+        f"{whole.points.sizes.max() * 10:,.0f} examples at {most.beyond:.3g}, with it at {here:.3g}; no other size moves "
+        "it more."
     )
 
 

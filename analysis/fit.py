@@ -15,7 +15,7 @@ variance of seeds and of items; the spread of draws is the caller's to make (see
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,7 +54,7 @@ class Points:
     stderr: Array | None = None
     bases: Array | None = None
     share: bool = True
-    known: bool = field(default=True)
+    known: bool = True
 
     def __post_init__(self) -> None:
         for name in ("sizes", "error", "stderr", "bases"):
@@ -98,8 +98,6 @@ def obstacle(sizes: Array, error: Array, stderr: Array | None = None, bases: Arr
         return "The number that tells the bases apart must be above 0."
     if bases is None and len(np.unique(sizes)) < len(sizes):
         return "A size stands there twice: average its seeds first, or say which base each point belongs to."
-    if len(sizes) > 1 and np.ptp(error) == 0:
-        return f"The score is the same at all {len(sizes)} sizes, so there is no curve to fit."
     return ""
 
 

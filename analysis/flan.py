@@ -3,7 +3,7 @@
 The file is `benchmark/flan.csv` of github.com/linhaowei1/Fine-tuning-Scaling-Law, to arXiv:2402.02314: the test losses
 of 30 models fine-tuned on 200 to 1,638,400 examples of FLAN. Laws are fitted to the sizes up to 1/8, 1/16 and 1/64 of
 the largest, with the same relative noise at all sizes, and predict the others. The last column is of fits to all sizes,
-as in the authors' results/rmsd.csv, whose medians are 0.0062 (rectified) and 0.034 (power, with one parameter more).
+as in the authors' results/rmsd.csv, whose medians are 0.0062 (rectified) and 0.034 (power, with a parameter more).
 """
 
 import sys

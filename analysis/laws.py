@@ -144,7 +144,7 @@ class ScorePower(_Law):
 
 @dataclass(frozen=True)
 class Rectified(_Law):
-    """A power law that counts what pretraining taught as data: B / (D_l + D^beta) + E (arXiv:2402.02314, eq. 5).
+    """A power law that counts what pretraining taught as data: B / (D_l + D^beta) + E (arXiv:2402.02314).
 
     Written here with A = B / D_l, what the error is above E before any example, and knee = D_l^(1/beta), the number of
     examples that what is pre-learned is worth: the same law, but in units one can read, and the two are less entangled.
@@ -176,7 +176,7 @@ class Rectified(_Law):
 
 @dataclass(frozen=True)
 class Joint(_Law):
-    """Several bases at once: what a larger base or more data buys multiply (arXiv:2402.17193, eq. 1).
+    """Several bases at once: what a larger base or more data buys multiply (arXiv:2402.17193).
 
     X is the number the bases differ in (parameters, pretraining tokens, adapter parameters), D the examples.
     """

@@ -132,11 +132,11 @@ def test_profile_intervals_cover_and_their_ends_are_where_the_likelihood_says() 
 def test_bootstrap_bands_cover_one_decade_on() -> None:
     rng, far = np.random.default_rng(0), np.array([1e7])
     inside = 0
-    for seed in range(60):
+    for seed in range(40):
         fitted = fit(Rectified(), Points(SIZES, rectified(SIZES) + rng.normal(0, 0.01, 11), NOISE))
         band = fitted.refit(fitted.simulate(300, seed)).band(far)
         inside += bool(band.low[0] <= rectified(far)[0] <= band.high[0])
-    assert inside >= 52  # 95% nominal; below 52 of 60 by chance once in 100 at 92%
+    assert inside >= 34  # 95% nominal
 
 
 def test_a_refit_is_the_fit_of_each_draw() -> None:
@@ -206,17 +206,17 @@ def test_an_unknown_scale_is_told_by_the_residuals() -> None:
 )
 def test_the_generating_law_is_mostly_the_one_supported(name: str, truth) -> None:
     rng = np.random.default_rng(0)
-    found = [choose(SIZES, truth(SIZES) + rng.normal(0, 0.01, 11), NOISE).supported for _ in range(20)]
+    found = [choose(SIZES, truth(SIZES) + rng.normal(0, 0.01, 11), NOISE).supported for _ in range(12)]
     names = [f.law.name if f else "none" for f in found]
-    assert names.count(name) >= 12, names
-    assert sum(n not in (name, "none") for n in names) <= 5, names
+    assert names.count(name) >= 7, names
+    assert sum(n not in (name, "none") for n in names) <= 3, names
 
 
 def test_noise_around_a_constant_supports_no_law() -> None:
     rng = np.random.default_rng(0)
-    found = [choose(SIZES, 0.5 + rng.normal(0, 0.01, 11), NOISE) for _ in range(40)]
-    assert sum(c.supported is not None for c in found) <= 2
-    assert sum("No trend" in c.why for c in found) >= 32
+    found = [choose(SIZES, 0.5 + rng.normal(0, 0.01, 11), NOISE) for _ in range(24)]
+    assert sum(c.supported is not None for c in found) <= 1
+    assert sum("No trend" in c.why for c in found) >= 18
     assert "no evidence that there is none" in found[0].why
 
 
@@ -230,7 +230,7 @@ def test_noise_around_a_constant_supports_no_law() -> None:
 )
 def test_a_curve_of_no_candidate_supports_none(truth) -> None:
     rng = np.random.default_rng(0)
-    found = [choose(SIZES, truth(SIZES) + rng.normal(0, 0.01, 11), NOISE) for _ in range(20)]
+    found = [choose(SIZES, truth(SIZES) + rng.normal(0, 0.01, 11), NOISE) for _ in range(12)]
     assert sum(c.supported is not None for c in found) <= 1
     assert all(c.why.startswith("No law is supported") for c in found if c.supported is None)
 
@@ -285,9 +285,16 @@ def test_what_cannot_be_concluded_is_one_sentence(sizes, error, stderr, why: str
     assert why in choice.why
     assert choice.why.endswith(".")
     assert choice.rows() == []
-    if "make" not in why:
+    if "make" not in why and "same" not in why.replace("same length", ""):
         with pytest.raises(HarnessError, match=why):
             Points(np.array(sizes), np.array(error), np.array(stderr))
+
+
+def test_a_curve_that_lies_on_its_floor_at_first_is_no_error() -> None:
+    floor = np.array([1, 1, 1, 1, 1, 1, 1, 1, 0.9, 0.5, 0.05])  # all equal where the top two decades are held out
+    choice = choose(SIZES, floor, NOISE)
+    assert choice.supported is None
+    assert choice.splits[1].predicted["rectified"] == pytest.approx([1, 1, 1, 1], abs=1e-6)
 
 
 def test_five_sizes_support_only_laws_with_fewer_parameters() -> None:
@@ -311,7 +318,9 @@ def test_the_size_that_decides_is_named() -> None:
     whole = fit(Rectified(), Points(SIZES, error, NOISE))
     assert [d.size for d in dropped(whole)] == list(SIZES)
     assert dropped(whole)[-1].values["E"] == pytest.approx(0.3, abs=1e-3)
-    assert influence(whole).startswith("Without 1,000,000 examples the rectified law says 0.304")
+    assert influence(whole).startswith(
+        "Without the score at 1,000,000 the rectified law puts the error at 10,000,000 examples at 0.304"
+    )
     with pytest.raises(HarnessError, match="would fit whatever they say"):
         dropped(fit(Rectified(), Points(SIZES[:5], error[:5], NOISE[:5])))
 
