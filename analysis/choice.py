@@ -14,7 +14,7 @@ the last two sizes where a split would leave fewer than four). A law is *support
    largest size shown) and the *log-linear* law (which itself need only beat the last value). Nearer: the root mean
    square of (prediction - measured) / stderr over the held-out sizes of both splits together is smaller;
 2. its residuals on all sizes are no larger than the standard errors allow (chi-squared, p >= 0.01), where those are
-   known;
+   known, and no nonlinear parameter lies at a bound of its search (it would be our bound that speaks, not the data);
 3. its AICc on all sizes is at least 2 below the constant's, and at most 10 above the best law's.
 
 Of several, the one with the lowest AICc is chosen. If there is none, no law is supported and nothing is extrapolated.
@@ -142,7 +142,8 @@ def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) ->
     if not trend:
         return None, "No trend over the sizes is told from noise, which is no evidence that there is none."
     first, unit = min(trend, key=lambda f: f.aicc), " standard errors" if points.known else " in relative terms"
-    winners = [f for f in trend if not f.misfit and f.aicc <= best + REJECTED and not _nearer(splits, f.law.name)]
+    sound = [f for f in trend if not f.misfit and not _forced(f) and f.aicc <= best + REJECTED]
+    winners = [f for f in sound if not _nearer(splits, f.law.name)]
     chosen = min(winners, key=lambda f: f.aicc) if winners else first
     name, sizes = chosen.law.name, _listed(points.sizes[np.logical_or.reduce([s.held for s in splits])])
     own = held_out(splits, name)
@@ -154,6 +155,8 @@ def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) ->
         )
     if first.misfit:
         reason = "but its residuals are larger than the noise"
+    elif forced := _forced(first):
+        reason = f"but {forced[0]} lies at the bound of its search"
     elif np.isnan(own):
         reason = f"but without {sizes} too few sizes remain to fit it"
     else:
@@ -163,6 +166,11 @@ def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) ->
             f"{held_out(splits, rival):.2g}"
         )
     return None, f"No law is supported: the {name} law has the lowest AICc, {reason}."
+
+
+def _forced(fitted: Fit) -> list[str]:
+    """Nonlinear parameters at a bound. A linear one there is a finding: an asymptote of 0, no fall at all."""
+    return [name for name in fitted.law.nonlinear if name in fitted.at_bound]
 
 
 def _references(name: str) -> list[str]:
@@ -208,8 +216,8 @@ def influence(whole: Fit) -> str:
     most = max(dropped(whole), key=lambda d: abs(d.beyond - here))
     return (
         f"Without the score at {most.size:,.0f} the {whole.law.name} law puts the error at "
-        f"{whole.points.sizes.max() * 10:,.0f} examples at {most.beyond:.3g}, with it at {here:.3g}; no other size moves "
-        "it more."
+        f"{whole.points.sizes.max() * 10:,.0f} examples at {most.beyond:.3g}, with it at {here:.3g}; "
+        "no other size moves it more."
     )
 
 
