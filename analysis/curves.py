@@ -52,8 +52,8 @@ def draw(table: pd.DataFrame, *, by: By = "base", others: bool = False) -> Figur
         raise HarnessError("nothing to draw: no finished cell with examples" + " and a second filter" * others)
     table = telling(table)
     style = Style.of(table)
-    rows_of = {key[:-3] for key in panels}  # all but task, metric and filter
-    columns = min(3, len({key[-3:] for key in panels}) if len(rows_of) > 1 and not others else len(panels))
+    tasks = len({key[-3:] for key in panels})  # side by side, where there are rows of them
+    columns = min(3, tasks if 1 < tasks < len(panels) and not others else len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(6.2, 3.9 * columns), 3.25 * rows + 0.75), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -55,7 +55,8 @@ def ranges(table: pd.DataFrame) -> Figure:
             near = own.iloc[np.abs(np.log(own["size"] / LIMA)).argmin()]
             axes.plot(near["score"], y, "|", color=INK, markersize=9, markeredgewidth=1.4)
         metric = ruler(panel["metric"].iloc[0], panel["filter"].iloc[0])
-        frame(axes, "  ·  ".join([task, data, f"{method} {variant}".strip()]), "")
+        kinds = [f"{method} {variant}".strip()] if len(style.names["method"]) > 1 else []
+        frame(axes, "  ·  ".join([task, data, *kinds]), "", size=9.5)
         axes.set_xlabel(metric, fontsize=9, color=INK)
         axes.set_yticks(range(len(ends)), ends["base"])
         axes.grid(axis="x", color=RULE, linewidth=0.8)
@@ -99,7 +100,8 @@ def fitted(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
             law = laws[(laws[CURVE] == pd.Series(dict(zip(CURVE, key, strict=True)))).all(axis=1)].sort_values("size")
             since = law["held_out"].iloc[0] if len(law) else math.nan
             unseen = line["size"] >= since  # NaN: none
-            for part, dashes in ((law[~(law["size"] > since)], "-"), (law[law["size"] >= since], (0, (3, 2)))):
+            last = law.loc[~(law["size"] >= since), "size"].max()  # where the one ends the other begins
+            for part, dashes in ((law[law["size"] <= last], "-"), (law[law["size"] >= last], (0, (3, 2)))):
                 axes.fill_between(part["size"], part["low"], part["high"], color=look.colour, alpha=0.14, linewidth=0)
                 axes.plot(part["size"], part["score"], color=look.colour, linestyle=dashes, linewidth=1.7)
             for rows, hollow in ((line[~unseen], False), (line[unseen], True)):
@@ -110,7 +112,9 @@ def fitted(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         handle("held out", Look(INK, True, "o", "none")),
         Line2D([], [], color=INK, linestyle=(0, (3, 2)), linewidth=1.7, label="foretold"),
     ]
-    return _small_multiples(telling(table)[table["headline"] & has_sizes(table)], panel, style, extra=marks)
+    return _small_multiples(
+        telling(table)[table["headline"] & has_sizes(table)], panel, style, extra=marks, hollow=False
+    )
 
 
 def beside(table: pd.DataFrame, marks: list[dict[str, Any]]) -> Figure:
@@ -171,6 +175,7 @@ def _small_multiples(
     ylabel: str = "",
     extra: list[Line2D] | None = None,
     own_scale: bool = False,
+    hollow: bool = True,
 ) -> Figure:
     """A panel for each task and data, sizes below, colours for bases and dashes for methods."""
     panels = list(table.groupby(["task", "data", "metric", "filter"], sort=True))
@@ -183,7 +188,10 @@ def _small_multiples(
         if not (ylabel or own_scale):
             room_for(axes, here)
     figure.supxlabel("number of examples", fontsize=9.5, color=INK)
-    bases = [handle(b, Look(style.colour("base", b), style.hollow("base", b), "o", "-")) for b in style.names["base"]]
+    bases = [
+        handle(b, Look(style.colour("base", b), hollow and style.hollow("base", b), "o", "-"))
+        for b in style.names["base"]
+    ]
     kinds = style.names["method"]
     lines = [handle(" ".join(k).strip(), Look(INK, False, style.marker(k[0]), style.dashes(k))) for k in kinds]
     legend(figure, [*bases, *(lines if len(kinds) > 1 else []), *(extra or [])], 4)

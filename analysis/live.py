@@ -69,7 +69,6 @@ def _line(key: Any, line: pd.DataFrame, axes: list[str], fits: pd.DataFrame | No
         whole = dict(zip(CURVE, key, strict=True)) | {"variant": first["full"]}
         fit = fits[(fits[CURVE] == pd.Series(whole)).all(axis=1)].sort_values("size")
         made["fit"] = [[_brief(p[c]) for c in ("size", "score", "low", "high")] for p in fit.to_dict("records")]
-        made["held"] = _brief(fit["held_out"].iloc[0]) if len(fit) else None
     return made
 
 

@@ -66,10 +66,23 @@ class Comparison:
                 "within": pair.within,
                 "their_gain": "" if math.isnan(pair.their_gain) else f"{pair.their_gain:+.3g}",
                 "our_gain": "" if math.isnan(pair.our_gain) else f"{pair.our_gain:+.3f}",
-                "differs": "; ".join(pair.differs) or "nothing that is stated",
+                "known": pair.theirs["provenance"],
+                "differs": "; ".join(d for d in pair.differs if d not in self.throughout),
             }
             for pair in self.pairs
         ]
+
+    @property
+    def throughout(self) -> list[str]:
+        """What differs at every point alike, where there are several."""
+        first = self.pairs[0].differs if self.pairs else []
+        shared = [told for told in first if all(told in pair.differs for pair in self.pairs)]
+        return shared if len(self.pairs) > 1 else []
+
+    @property
+    def gains(self) -> bool:
+        """Whether theirs are known anywhere."""
+        return any(not math.isnan(pair.their_gain) for pair in self.pairs)
 
     def marks(self) -> list[dict[str, Any]]:
         """Where the published values stand in the figures."""
@@ -90,11 +103,11 @@ class Comparison:
         """The same for a terminal, a line a point."""
         return [
             f"{'within ' if p['within'] else 'outside'}  {p['task']} {p['base']} on {p['data']}, {p['size']} examples: "
-            f"theirs {p['theirs']}, ours {p['ours']} ({p['interval']})"
+            f"theirs {p['theirs']} ({p['known']}), ours {p['ours']} ({p['interval']})"
             + (f"; gains {p['their_gain']} and {p['our_gain']}" if p["their_gain"] and p["our_gain"] else "")
-            + f". Differs: {p['differs']}"
+            + (f". Differs: {p['differs']}" if p["differs"] else "")
             for p in self.points
-        ]
+        ] + ([f"Throughout: {'; '.join(self.throughout)}"] if self.throughout else [])
 
 
 @functools.cache

@@ -66,7 +66,7 @@
     return found;
   })();
   const kinds = ["base", "data", "method"].filter((kind) => Object.keys(data[kind]).length > 1);
-  const state = { by: "base", axis: 0, log: true, ruler: rulers[0], off: new Set() };
+  const state = { by: "base", axis: 0, log: true, ruler: rulers[0], off: new Set([FITS]) };
   const panels = node("div", { class: "panels" });
   const legend = node("div", { class: "controls legend" });
   const tip = node("div", { class: "tip", role: "status", hidden: "" });
@@ -156,6 +156,8 @@
       const curved = new Set(data.lines.map((l) => l.base));
       return {
         lines: mine,
+        rows: JSON.stringify(PANEL[state.by].slice(1).map((column) => first[column])),
+        column: JSON.stringify([first.task, first.ruler]),
         title: ["task", ...several].map((column) => first[column]).join("  ·  "),
         words: first.ruler + (first.up ? "" : ", lower is better"),
         levels: data.levels.filter((l) => l.task === first.task && l.ruler === first.ruler && (bases.has(l.base) || !curved.has(l.base))),
@@ -176,6 +178,8 @@
       panel.box = box;
       return box;
     }), tip);
+    const columns = new Set(made.map((p) => p.column)).size, rows = new Set(made.map((p) => p.rows)).size;
+    panels.style.setProperty("--columns", Math.min(3, rows > 1 && columns > 1 ? columns : made.length)); // tasks side by side
     const width = panels.clientWidth && made.length ? made[0].box.clientWidth : 400;
     for (const panel of made) panel.box.append(drawPanel(panel, width));
     show();
@@ -229,7 +233,7 @@
       points.forEach((p, k) => {
         const [x, y] = at[k].map(round);
         if (p.y[1] !== null) g.append(draw("path", { class: "whisker", d: `M${x},${round(py(p.y[1]))}V${round(py(p.y[2]))}`, stroke: look.colour, "stroke-width": 1.1 }));
-        g.append(mark(look.marker, x, y, 3.7, line.held && p.x[0] >= line.held ? { ...look, hollow: true } : look));
+        g.append(mark(look.marker, x, y, 3.7, look));
         spots.push({ x, y, g, line: i, text: telling(line, p) });
       });
       svg.append(g);

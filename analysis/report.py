@@ -185,6 +185,7 @@ def _curves(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     for by in curves.wanted(table):
         stem, title, reading = stems[by]
         made.append(_saved(curves.draw(table, by=by), folder, stem, title, reading))
+    del made[1:]  # in files only: with scripts the page has the same, and without them the first figure's lines
     if curves.has_others(table):
         behind = "Thin lines behind repeat the headline's: a gap between the two is one of answer format."
         figure = curves.draw(table, others=True)
@@ -202,19 +203,19 @@ def _figures(
     """Those that answer another question than the curves, where there is an answer."""
     made = []
     if figures.has_ranges(table):
-        title = "Which base starts better, which gains more."
+        title = "Which base starts better, which gains more?"
         reading = "From the untouched base to its largest size, whose interval stands below; the tick is near 1,000."
         made.append(_saved(figures.ranges(table), folder, "bases", title, reading))
     if shares is not None and len(shares):
         reading = "The gain is that of the largest size over the untouched base; upright at 1,000 examples."
         made.append(
-            _saved(figures.shares(table, shares), folder, "shares", "How much of the gain came by when.", reading)
+            _saved(figures.shares(table, shares), folder, "shares", "How much of the gain came by when?", reading)
         )
     if fits is not None and len(fits):
         reading = "Bands are 95% intervals of the fitted curve; rings and dashes are sizes that it has not seen."
-        made.append(_saved(figures.fitted(table, fits), folder, "fits", "Which law, and did it foresee.", reading))
+        made.append(_saved(figures.fitted(table, fits), folder, "fits", "Which law, and did it foresee?", reading))
     if measures is not None and len(measures):
-        made.append(_saved(figures.measures(table, measures), folder, "format", "Is it format or content.", ""))
+        made.append(_saved(figures.measures(table, measures), folder, "format", "Is it format or content?", ""))
     return made
 
 
@@ -230,6 +231,7 @@ def _saved(figure: Figure, folder: Path, stem: str, title: str, reading: str) ->
     """The figure in files, and as the page shows it."""
     text = svg(figure)
     (folder / f"{stem}.svg").write_text(text, encoding="utf-8")
+    figure.set_layout_engine("none")  # it stands; to lay it out again takes as long as all the rest
     figure.savefig(folder / f"{stem}.png", dpi=200, facecolor="white")
     return {"svg": _inline(text, stem, title, figure.get_figwidth()), "title": title, "reading": reading, "lines": []}
 
@@ -248,13 +250,19 @@ def _course(frame: pd.DataFrame, along: pd.DataFrame | None, folder: Path) -> li
 def _inline(svg: str, stem: str, title: str, inches: float) -> Markup:
     """The SVG as an element of the page: no prologue or metadata; ink, grid and paper follow the page's theme.
 
-    Ids get the figure's name before them: several figures are in one page, and each calls its first axes the same.
+    Ids get the figure's name before them: several figures are in one page, and each calls its first axes the same. Of
+    what is not seen (clipping at the panel's edge, a thousandth of a point) a large sweep would have a megabyte.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"#<]*">', "<g>", svg)
+    if stem in ("curves", "curves-filters"):
+        svg = re.sub(r' clip-path="url\(#[^"]*\)"', "", svg)
+    svg = re.sub(r' (?:d|x|y|transform)="[^"<]*"', lambda found: re.sub(r"(\.\d\d?)\d+", r"\1", found[0]), svg)
     svg = re.sub(r'(\bid="|="#|url\(#)', rf"\g<1>{stem}-", svg)
     for colour, name in ((INK, "ink"), (SOFT, "soft"), (RULE, "rule"), (PAPER, "paper")):
         svg = svg.replace(colour, f"var(--{name})")
     # Markup: matplotlib has escaped all names in it; the title is ours.
     label = f'role="img" aria-label="{title} Its numbers stand in words and in the table below."'
-    return Markup(svg.replace("<svg", f'<svg {label} style="max-width: {8 * inches:.1f}rem"', 1))
+    width = f'style="max-width: {8 * inches:.1f}rem; min-width: {4.7 * inches:.1f}rem"'
+    return Markup(svg.replace("<svg", f"<svg {label} {width}", 1))
