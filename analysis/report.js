@@ -372,6 +372,8 @@
   // ------------------------------------------------------------------------------------------------------- table
   const table = document.getElementById("table");
   if (table) {
+    const FIRST = 150;
+    let all = false;
     const body = table.tBodies[0], rows = [...body.rows].map((row) => ({ row, text: row.textContent.toLowerCase(), cells: [...row.cells].map((cell) => cell.textContent) }));
     const collator = new Intl.Collator("en", { numeric: true });
     const number = (text) => (text === "" ? NaN : parseFloat(text.replaceAll(",", "")));
@@ -390,19 +392,23 @@
           return (up ? 1 : -1) * (numbers ? number(p) - number(q) : collator.compare(p, q));
         };
         table.classList.add("sorted");
-        body.append(...rows.toSorted(order).map((r) => r.row));
+        rows.sort(order);
+        fill();
       });
     }
-    const filter = document.getElementById("filter"), shown = document.getElementById("shown");
-    filter.closest(".filter").hidden = false;
-    filter.addEventListener("input", () => {
+    const filter = document.getElementById("filter"), shown = document.getElementById("shown"), more = document.getElementById("more");
+    /** The first rows in this order that have all the words; laying out thousands at every click would be slow. */
+    function fill() {
       const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let count = 0;
-      for (const r of rows) {
-        r.row.hidden = !words.every((word) => r.text.includes(word));
-        count += !r.row.hidden;
-      }
-      shown.textContent = `${count.toLocaleString("en")} of ${rows.length.toLocaleString("en")} points`;
-    });
+      const found = rows.filter((r) => words.every((word) => r.text.includes(word)));
+      body.replaceChildren(...(all ? found : found.slice(0, FIRST)).map((r) => r.row));
+      shown.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} points`;
+      more.hidden = all || found.length <= FIRST;
+      more.textContent = `Show all ${found.length.toLocaleString("en")}`;
+    }
+    more.addEventListener("click", () => { all = true; fill(); });
+    filter.addEventListener("input", fill);
+    filter.closest(".filter").hidden = false;
+    fill();
   }
 })();

@@ -31,6 +31,7 @@ AXES = {  # column -> what people call it
     "base": "base model", "data": "data", "method": "method", "variant": "variant", "size": "examples",
     "seed": "training seed", "subset_seed": "subset seed",
 }  # fmt: skip
+LARGE = 600_000  # characters of drawn curves, beyond which the page has the first figure only
 FEW = 6  # sentences that stand for findings where nobody has drawn conclusions
 
 
@@ -185,11 +186,13 @@ def _curves(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     for by in curves.wanted(table):
         stem, title, reading = stems[by]
         made.append(_saved(curves.draw(table, by=by), folder, stem, title, reading))
-    del made[1:]  # in files only: with scripts the page has the same, and without them the first figure's lines
+    del made[1:]  # the others in files only: with scripts the page has the same, and without them the first's lines
     if curves.has_others(table):
         behind = "Thin lines behind repeat the headline's: a gap between the two is one of answer format."
         figure = curves.draw(table, others=True)
         made.append(_saved(figure, folder, "curves-filters", "The same answers under the other filters.", behind))
+    if sum(len(one["svg"]) for one in made) > LARGE:
+        del made[1:]
     return made
 
 

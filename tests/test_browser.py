@@ -18,8 +18,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Told from inside the page: breaches of its policy, and how long a click takes until what follows from it is laid out.
 WATCH = """
 window.breaches = [];
-document.addEventListener("securitypolicyviolation", (e) => window.breaches.push(e.violatedDirective + " " + e.blockedURI));
-window.clicked = (element) => { const t = performance.now(); element.click(); document.body.offsetHeight; return performance.now() - t; };
+document.addEventListener("securitypolicyviolation", (e) => window.breaches.push(e.effectiveDirective));
+window.clicked = (element) => {
+  const begun = performance.now();
+  element.click();
+  document.body.offsetHeight;
+  return performance.now() - begun;
+};
 """
 
 
@@ -207,7 +212,7 @@ def test_a_thousand_cells_answer_at_once(browser: Any, tmp_path: Path) -> None:
     write(thousand(), tmp_path)
     opened = Opened(browser, tmp_path / "report.html")
     for what, limit in (
-        ("button[data-key='base:base-1']", 200), ("button[data-key='intervals']", 200), ("#table th button", 600),
+        ("button[data-key='base:base-1']", 200), ("button[data-key='intervals']", 200), ("#table th button", 200),
         (".choice button[aria-pressed=false]", 600),
     ):  # fmt: skip
         times = [opened.page.evaluate(f"window.clicked(document.querySelector({what!r}))") for _ in range(5)]
