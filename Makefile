@@ -11,11 +11,12 @@ demo: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), and QLoRA
+# And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), QLoRA, and
+# the report in a browser (apt-get install chromium)
 test-full: export HARNESS_TEST_FULL = 1
 test-full: .venv/full
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not cluster'
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not cluster and not browser'
+	$(BIN)/python -m pytest -m 'cluster or browser'
 
 # A sweep killed at random until it is done, against an undisturbed one; some five minutes on two cores
 soak: .venv/dev
@@ -43,7 +44,7 @@ bench: .venv/bench
 	touch $@
 
 .venv/full: .venv/dev
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm,qlora]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm,qlora,browser]'
 	touch $@
 
 .venv/bench: .venv/dev

@@ -194,6 +194,11 @@ def newest_scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {task: newest["scores"] for task, newest in _newest(folder).items()}
 
 
+def newest_identities(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each task's newest evaluation of a cell asked, and how, by task."""
+    return {task: newest["identity"] for task, newest in _newest(folder).items()}
+
+
 def _newest(folder: Path) -> dict[str, dict[str, Any]]:
     """By task, what was kept of its newest evaluation."""
     found = {}
