@@ -56,12 +56,10 @@ def weights_at(sizes: np.ndarray, n: float) -> np.ndarray:
 
 
 def lima_scale(sizes: np.ndarray) -> float | None:
-    """The examples that stand for LIMA's thousand: 1,000, or for a smaller sweep the largest measured size that is at most
-    a tenth of its largest; None where no size is."""
-    if sizes[-1] >= 10 * LIMA and sizes[0] <= LIMA:
-        return LIMA
-    small = sizes[sizes <= sizes[-1] / 10]
-    return float(small[-1]) if len(small) else None
+    """The examples that stand for LIMA's thousand: 1,000 where a sweep goes to 10,000 or beyond, else a tenth of its largest
+    size; None where even the smallest size is more."""
+    few = LIMA if sizes[-1] >= 10 * LIMA else sizes[-1] / 10
+    return float(few) if few >= sizes[0] else None
 
 
 def references(curve: Sampled, others: Sequence[Sampled]) -> dict[str, tuple[float, np.ndarray] | None]:
@@ -103,7 +101,9 @@ def share(curve: Sampled, n: float, reference: tuple[float, np.ndarray] | None) 
         return Estimate(why=f"{n:,.0f} examples are outside the measured sizes, {sizes[0]:,} to {sizes[-1]:,}")
     value, drawn = curve.at(n)
     last, last_drawn = curve.at(sizes[-1])
-    return Estimate.of((value - reference[0]) / (last - reference[0]), _ratio(drawn - reference[1], last_drawn - reference[1]))
+    return Estimate.of(
+        (value - reference[0]) / (last - reference[0]), _ratio(drawn - reference[1], last_drawn - reference[1])
+    )
 
 
 def _undefined(whole: Estimate) -> str:
@@ -176,7 +176,10 @@ class End:
 
     def words(self) -> str:
         slope = self.slope.words("{:+.3f}".format)
-        reason = {"saturated": f", within {self.margin} either way", "cannot tell": ": neither flat nor rising for sure"}
+        reason = {
+            "saturated": f" (its 90% interval is within {self.margin} either way)",
+            "cannot tell": ": neither flat nor rising for sure",
+        }
         return f"{self.state}: {slope} a decade from {self.since:,.0f} examples on" + reason.get(self.state, "")
 
 

@@ -72,6 +72,8 @@ class Point:
     n: int  # items
     items: np.ndarray | None = None  # [K, n]
     proportion: bool = True  # a share of right answers
+    paths: tuple[str, ...] = ()  # [K] where the records lie
+    extra: float = 0.0  # `made_up` of a score that is no proportion
 
     @property
     def score(self) -> float:
@@ -99,7 +101,7 @@ class Point:
     @property
     def made_up(self) -> float:
         """Variance that items near 0 or 1 have, though this sample does not show it."""
-        return max(self.scale - self.score * (1 - self.score), 0.0) / self.n if self.proportion else 0.0
+        return max(self.scale - self.score * (1 - self.score), 0.0) / self.n if self.proportion else self.extra
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _point(rows: pd.DataFrame, scores: dict[str, np.ndarray] | None) -> Point:
         n=int(numbers[:, 2].min()),
         items=np.stack([scores[path] for path in rows["path"]]).astype(float) if scores else None,
         proportion=all(is_proportion(*run) for run in numbers),
+        paths=tuple(rows["path"]),
     )
 
 
@@ -237,6 +240,16 @@ def draws(series: Series, n: int = DRAWS, seed: int = 0) -> Draws:
     return Draws(drawn[:, : len(series.sizes)], drawn[:, -1] if series.start else None)
 
 
+def level(point: Point, asked: Asked | None, n: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """`n` draws of the expected score of a model by itself, which has no runs to differ."""
+    rng = np.random.default_rng([seed, point.n])
+    error = 0.0 if asked is not None else np.nan_to_num(point.error)
+    drawn = point.score + np.sqrt(error**2 + point.made_up) * rng.standard_normal(n)
+    if asked is not None and point.items is not None:
+        drawn += resample(asked, point.items.mean(axis=0)[:, None], n, seed)[:, 0] - point.score
+    return drawn.clip(0, 1) if point.proportion else drawn
+
+
 def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     """Means over `n` resamples of the items' clusters: [n_items, m] -> [n, m]. Equal items and seed, equal resamples."""
     count = int(asked.clusters.max()) + 1
@@ -246,7 +259,10 @@ def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.nda
     mark = hashlib.sha256("\n".join(asked.names).encode()).hexdigest()
     times = _times(mark, count, n, seed)
     means = np.concatenate(
-        [(part @ sums) / (part @ members)[:, None] for part in (times[i : i + 256].astype(float) for i in range(0, n, 256))]
+        [
+            (part @ sums) / (part @ members)[:, None]
+            for part in (times[i : i + 256].astype(float) for i in range(0, n, 256))
+        ]
     )
     middle = sums.sum(axis=0) / members.sum()
     return middle + (means - middle) * np.sqrt(count / max(count - 1, 1))  # resamples of few vary too little
@@ -296,6 +312,8 @@ class Squares:
         known = free > 0
         relative = np.maximum(square / scale, floor)
         pool = float((free * relative)[known].sum() / free.sum())
+        if not pool:
+            return cls(np.zeros(len(points)), np.full(len(points), free.sum()), np.zeros(len(points)), True)
         relative = np.maximum(relative, 1e-3 * pool)
         rest = np.array([point.rest for point in points]) / scale
         rest = np.where(np.isnan(rest), np.nanmean(rest) if not np.isnan(rest).all() else 0.0, rest)
@@ -331,7 +349,8 @@ def _rough(series: Series, drawn: np.ndarray, rng: np.random.Generator) -> np.nd
     explained = float((drawn @ contrasts.T).var(axis=0, ddof=1).mean())
     overlap = contrasts @ contrasts.T
     df = np.trace(overlap) ** 2 / (overlap**2).sum()
-    variance = np.maximum(square * df / rng.chisquare(df, (len(drawn), 1)) - explained, 0)
+    # What was explained is not in doubt, so only the excess is drawn: drawing the square itself covers 99%, not 95%.
+    variance = max(square - explained, 0) * df / rng.chisquare(df, (len(drawn), 1))
     return np.sqrt(variance) * rng.standard_normal(drawn.shape)
 
 
