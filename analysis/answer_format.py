@@ -1,9 +1,9 @@
 """Format against capability: what of a gain is only the form of the answers.
 
-Three further curves of the same runs and items, each a `Series` of its own, so that their intervals are made as all others:
-the share of answers in which the strict filter found something; the score of those answers; and the difference between
-the strict and the flexible score, whose change from the untouched base to the largest size is the part of the gain that
-is format.
+Three further curves of the same runs and items, each a `Series` of its own, so that their intervals are made as all
+others: the share of answers in which the strict filter found something; the score of those answers; and the difference
+between the strict and the flexible score, whose change from the untouched base to the largest size is the part of the
+gain that is format.
 """
 
 from collections.abc import Sequence
@@ -41,14 +41,16 @@ class Form:
             return f"format or capability {self.only_form.words()}"
         kind = {
             "format": "all that is sure of the gain is format", "capability": "the gain is one of capability",
-            "both": "the gain is of both format and capability", "cannot tell": "whether the gain is format cannot be told",
+            "both": "the gain is of both format and capability",
+            "cannot tell": "whether the gain is format cannot be told",
         }[self.finding]  # fmt: skip
         sign = "{:+.2f}".format
         rate = ""
         if self.valid and (start := self.valid.start()):
             first, last = start[0], float(self.valid.series.scores[-1])
             rate = f"; answers in the strict form: {first:.0%} of the untouched base's, {last:.0%} at the end"
-        return f"{kind}: {self.gain.words(sign)} strict, {self.flexible.words(sign)} flexible, so {self.only_form.words(sign)} is format{rate}"
+        apart = f"{self.gain.words(sign)} strict, {self.flexible.words(sign)} flexible"
+        return f"{kind}: {apart}, so {self.only_form.words(sign)} is format{rate}"
 
 
 def form(curve: Sampled, others: Sequence[Sampled], items: Items) -> Form:
@@ -95,7 +97,7 @@ def _less(one: Point | None, other: Point | None) -> Point | None:
 
 
 def valid_format(series: Series, items: Items) -> tuple[Sampled | None, Sampled | None]:
-    """The share of answers in the filter's form, and the score of those; None where no cell has an answer without it."""
+    """The share of answers in the filter's form, and the score of those; None where all answers have it."""
     if series.asked is None:
         return None, None
     points = [*series.points] + ([series.start] if series.start else [])

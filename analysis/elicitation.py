@@ -2,19 +2,19 @@
 
 All numbers are read from one set of draws (`analysis.sample`), so that they agree with each other.
 
-- **Gain**: score at the largest size less a reference. **Elicited share at n**: (score(n) - reference) / gain. Never the
-  maximum over sizes, whose noise makes the share of a plateau too small; undefined where the gain's interval holds 0. The
-  interval of the ratio is that of Fieller's theorem, with the noise of numerator and denominator drawn together.
+- **Gain**: score at the largest size less a reference. **Elicited share at n**: (score(n) - reference) / gain. Never
+  the maximum over sizes, whose noise makes the share of a plateau too small; undefined where the gain's interval holds
+  0. The interval of the ratio is that of Fieller's theorem, with the noise of numerator and denominator drawn together.
 - Between measured sizes scores are interpolated linearly in log size; never beyond them.
-- **n50, n90**: the smallest n from which half or nine tenths of the gain are reached by the curve made monotone (isotonic
-  regression, all sizes alike). ``-inf`` stands for less than the smallest size.
+- **n50, n90**: the smallest n from which half or nine tenths of the gain are reached by the curve made monotone
+  (isotonic regression, all sizes alike). ``-inf`` stands for less than the smallest size.
 - **Slope at the end**: least squares over the sizes of the last decade, or the last two; score per decade.
-- **Saturated**: the slope's 90% interval lies within the margin (two one-sided tests at 5%). The default, 0.02 a decade, is
-  about what two trainings that differ only in their seed differ by, and a tenth of what curves that are called still
-  rising in the literature gain. It is for scores between 0 and 1; others need a margin of their own.
+- **Saturated**: the slope's 90% interval lies within the margin (two one-sided tests at 5%). The default, 0.02 a
+  decade, is about what two trainings that differ only in their seed differ by, and a tenth of what curves that are
+  called still rising in the literature gain. It is for scores between 0 and 1; others need a margin of their own.
 
-References: the base in the tuned template (size 0), the base with plain few-shot examples (method icl on the same data, with
-the most examples), and with URIAL's prompt (icl on the data urial): a template alone can look like a gain.
+References: the base in the tuned template (size 0), the base with plain few-shot examples (method icl on the same data,
+with the most examples), and with URIAL's prompt (icl on the data urial): a template alone can look like a gain.
 """
 
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ def weights_at(sizes: np.ndarray, n: float) -> np.ndarray:
 
 
 def lima_scale(sizes: np.ndarray) -> float | None:
-    """The examples that stand for LIMA's thousand: 1,000 where a sweep goes to 10,000 or beyond, else a tenth of its largest
-    size; None where even the smallest size is more."""
+    """The examples that stand for LIMA's thousand: 1,000 where a sweep goes to 10,000 or beyond, else a tenth of its
+    largest size; None where even the smallest size is more."""
     few = LIMA if sizes[-1] >= 10 * LIMA else sizes[-1] / 10
     return float(few) if few >= sizes[0] else None
 

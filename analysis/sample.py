@@ -1,22 +1,22 @@
 """A curve as a sample: the scores of its runs, item by item, and draws of what another sample would have given.
 
-The score of run k with s examples on item i is taken as ``mu_s + seed_sk + item_si + rest_ski``; what is wanted is mu_s,
-the expected score over fresh runs and fresh items of the same kind. `draws` is a parametric bootstrap of all sizes at
-once, from which every interval of a curve is read:
+The score of run k with s examples on item i is taken as ``mu_s + seed_sk + item_si + rest_ski``; what is wanted is
+mu_s, the expected score over fresh runs and fresh items of the same kind. `draws` is a parametric bootstrap of all
+sizes at once, from which every interval of a curve is read:
 
-- **Items** are resampled, in their clusters, and the same resample serves all cells that answered the same items, whatever
-  their size, method or base: what they have in common cancels in a difference as it should (Miller 2024,
+- **Items** are resampled, in their clusters, and the same resample serves all cells that answered the same items,
+  whatever their size, method or base: what they have in common cancels in a difference as it should (Miller 2024,
   arXiv:2411.00640). Of proportions near 0 or 1, where few items differ, the variance is made up to that of Agresti and
   Coull's interval (Am. Stat. 52:119, 1998): 200 right answers of 200 do not mean that no item can be failed.
 - **Runs** add normal noise. Their mean square at a size estimates ``var(seed) + var(rest)/n``; what is above
   ``var(rest)/n``, told from the items, is the runs' own, never less than 0. The squares of all sizes are shrunk towards
   their common value by empirical Bayes (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3), of proportions relative to
-  p(1-p). Three runs a size say little by themselves, but a curve whose runs part ways only where it climbs must not have
-  that noise spread over its plateau; how much is shrunk is decided by how much the squares differ. They are drawn from
-  their scaled inverse chi-square, so that few runs make intervals as wide as Student's t does.
+  p(1-p). Three runs a size say little by themselves, but a curve whose runs part ways only where it climbs must not
+  have that noise spread over its plateau; how much is shrunk is decided by how much the squares differ. They are drawn
+  from their scaled inverse chi-square, so that few runs make intervals as wide as Student's t does.
 - **What all runs of a size share** is not seen between them. Where all of them had the same examples (one subset seed),
-  what these add is told from how rough the curve is, by third differences over log size, if it has six sizes. With fewer,
-  `Series.cautions` says that intervals are for these examples only.
+  what these add is told from how rough the curve is, by third differences over log size, if it has six sizes. With
+  fewer, `Series.cautions` says that intervals are for these examples only.
 
 Without answers by item, items are drawn by lm-eval's standard error, as if each size had items of its own and more runs
 made them no surer: wider than they need to be, mostly. `Series.cautions` says so.
@@ -251,7 +251,7 @@ def level(point: Point, asked: Asked | None, n: int = DRAWS, seed: int = 0) -> n
 
 
 def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """Means over `n` resamples of the items' clusters: [n_items, m] -> [n, m]. Equal items and seed, equal resamples."""
+    """Means over `n` resamples of the items' clusters, [n_items, m] -> [n, m]; the same for equal items and seed."""
     count = int(asked.clusters.max()) + 1
     sums = np.zeros((count, answers.shape[1]))
     np.add.at(sums, asked.clusters, answers)

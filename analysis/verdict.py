@@ -6,9 +6,9 @@ base, or from guessing where that is higher (answers that merely have the right 
 at the largest size.
 
 - **early**: the part that a tenth of the examples bring (1,000 where the sweep goes to 10,000 or beyond).
-- **shown**: the part that the untouched base shows when it is asked in another form: the same answers in another task (a
-  quiz in the form of its pretraining, a likelihood), few-shot, URIAL's prompt, a more lenient filter. The best of them,
-  each at a level made stricter for how many there are.
+- **shown**: the part that the untouched base shows when it is asked in another form: the same answers in another task
+  (a quiz in the form of its pretraining, a likelihood), few-shot, URIAL's prompt, a more lenient filter. The best of
+  them, each at a level made stricter for how many there are.
 
 | verdict | shown | early |
 |---|---|---|
@@ -19,8 +19,8 @@ at the largest size.
 | undecided | else, and where the gain may be nothing | |
 
 "At least", "at most" hold for the whole interval, never for the estimate alone. *Could have been shown* means that the
-same answers were asked in another task, or that another form was answered no worse than by guessing: a base too small to
-learn in context answers few-shot questions worse than that, which says nothing of what it knows.
+same answers were asked in another task, or that another form was answered no worse than by guessing: a base too small
+to learn in context answers few-shot questions worse than that, which says nothing of what it knows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,8 +88,8 @@ def verdict(
 ) -> Verdict:
     """Apply the rule to one curve. `others` are all curves of the sweep and `frame` its table.
 
-    A task on which the untouched base was scored counts as another form of this one where its answers are the same, item
-    for item; `forms` names further ones by task, e.g. ``{"gsm8k": ["gsm8k_fewshot"]}``.
+    A task on which the untouched base was scored counts as another form of this one where its answers are the same,
+    item for item; `forms` names further ones by task, e.g. ``{"gsm8k": ["gsm8k_fewshot"]}``.
     """
     rule = rule or Rule()
     series = curve.series

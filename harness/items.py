@@ -65,10 +65,10 @@ class Items:
 def load_items(root: Path | str, frame: pd.DataFrame, *, subtasks: bool = False) -> Items:
     """The answers kept beside the scores of `frame`, which is `harness.store.load(root)`.
 
-    Items are their own clusters, but for those whose rows name one: `metadata: {cluster: passage_id}` in a task's lm-eval
-    configuration makes the column `passage_id` of its items their cluster. With `subtasks`, the parts of a group (the
-    subjects of mmlu) are clusters. Tells progress on stderr after two seconds. Raises HarnessError where kept answers
-    have changed since they were scored, and where two cells under one protocol were asked other items.
+    Items are their own clusters, but for those whose rows name one: `metadata: {cluster: passage_id}` in a task's
+    lm-eval configuration makes the column `passage_id` of its items their cluster. With `subtasks`, the parts of a
+    group (the subjects of mmlu) are clusters. Tells progress on stderr after two seconds. Raises HarnessError where
+    kept answers have changed since they were scored, and where two cells under one protocol were asked other items.
     """
     items, done = Items(), frame[(frame["status"] == "ok") & frame["score"].notna()]
     cells = list(done.groupby(["path", "task", "eval_fingerprint"], sort=False))

@@ -145,10 +145,11 @@ def load(root: Path | str) -> pd.DataFrame:
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
     times in seconds; `copies` are examples that repeat another one, `items_in_training` items of the task that stand
     word for word among the examples. `lr` is the learning rate, `lr_rule` where it comes from (given, auto or search)
-    and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. `steps` are optimizer
-    steps, `flops` those of the training, `adapter_bits` the bits of the weights that it leaves, as they are stored; all
-    three are empty for what was not trained. A cell whose last try left no record has one row with status "failed", "diverged" or "preempted", an empty task and no score. Where a
-    task was scored under several evaluation fingerprints (a changed template, say), the newest one is given.
+    and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. `steps` are
+    optimizer steps, `flops` those of the training, `adapter_bits` the bits of the weights that it leaves, as they are
+    stored; all three are empty for what was not trained. A cell whose last try left no record has one row with status
+    "failed", "diverged" or "preempted", an empty task and no score. Where a task was scored under several evaluation
+    fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):

@@ -1,9 +1,9 @@
 """Do the intervals hold the truth as often as they say? Sweeps simulated from known curves, by the thousand.
 
 ``python -m tests.coverage_study`` (make coverage) prints the table; tests/test_coverage.py runs a small one. Scores are
-answers to items, right or wrong: item i has a difficulty that all cells meet, half of the variance of its answers, and the
-rest is each cell's own. Runs scatter about the curve, and in some settings half of that is common to all runs of a size,
-as where all have the same examples. For comparison, what the usual bootstraps of the points would have said.
+answers to items, right or wrong: item i has a difficulty that all cells meet, half of the variance of its answers, and
+the rest is each cell's own. Runs scatter about the curve, and in some settings half of that is common to all runs of a
+size, as where all have the same examples. For comparison, what the usual bootstraps of the points would have said.
 """
 
 import argparse
@@ -50,10 +50,10 @@ class Setting:
 
 
 LARGE = Setting(
-    "11 sizes × 3 runs × 1,319 items", tuple(round(10 ** (1 + i / 2)) for i in range(11)), (3,) * 11, 1319, 0.015
+    "11 sizes by 3 runs by 1,319 items", tuple(round(10 ** (1 + i / 2)) for i in range(11)), (3,) * 11, 1319, 0.015
 )
 SMALL = Setting(
-    "7 sizes × 3–5 runs × 200 items", (10, 30, 100, 300, 1000, 3000, 10000), (5, 5, 5, 5, 3, 3, 3), 200, 0.03
+    "7 sizes by 3 to 5 runs by 200 items", (10, 30, 100, 300, 1000, 3000, 10000), (5, 5, 5, 5, 3, 3, 3), 200, 0.03
 )
 SHARED = {"own": 0.0, "half shared in a size": 0.5}
 
@@ -75,10 +75,10 @@ def simulate(shape: Shape, setting: Setting, shared: float, rng: np.random.Gener
         together = math.sqrt(shared) * setting.seed_sd * rng.standard_normal()
         apart = math.sqrt(1 - shared) * setting.seed_sd * rng.standard_normal(k)
         points.append(point(answers(np.clip(mean + together + apart, 0.001, 0.999))))
-    names = dict(base="b", data="d", method="sft", variant="", task="t", metric="acc", filter="none", headline=True)
+    names = {"base": "b", "data": "d", "method": "sft", "variant": "", "task": "t", "metric": "acc", "filter": "none"}
     return Series(
-        **names, sizes=sizes, points=tuple(points), start=point(answers(np.array([shape.base]))), asked=asked, better=1,
-        one_subset=shared > 0,
+        **names, headline=True, sizes=sizes, points=tuple(points), start=point(answers(np.array([shape.base]))),
+        asked=asked, better=1, one_subset=shared > 0,
     )  # fmt: skip
 
 
