@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
-from analysis.curves import brief
+from analysis.curves import brief, telling
 from analysis.sample import Draws, Estimate, Series
 
 MARGIN = 0.02  # score per decade
@@ -46,6 +47,13 @@ class Sampled:
         if self.series.start is None or self.draws.start is None:
             return None
         return self.series.start.score, self.draws.start
+
+
+def shown_variants(curves: Sequence[Sampled]) -> dict[tuple[str, ...], str]:
+    """By a series' key, what of its variant tells it from others (`analysis.curves.telling`)."""
+    rows = [{name: getattr(c.series, name) for name in ("base", "data", "method", "variant")} for c in curves]
+    table = pd.DataFrame(rows, columns=["base", "data", "method", "variant"])
+    return {c.series.key: v for c, v in zip(curves, telling(table)["variant"], strict=True)}
 
 
 def weights_at(sizes: np.ndarray, n: float) -> np.ndarray:

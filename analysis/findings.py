@@ -6,9 +6,20 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.answer_format import Form, form
-from analysis.curves import telling
-from analysis.elicitation import LIMA, End, Sampled, end, examples, gain, lima_scale, reached, references, share
-from analysis.sample import DRAWS, Estimate, collect, draws
+from analysis.elicitation import (
+    LIMA,
+    End,
+    Sampled,
+    end,
+    examples,
+    gain,
+    lima_scale,
+    reached,
+    references,
+    share,
+    shown_variants,
+)
+from analysis.sample import DRAWS, Estimate, Series, collect, draws
 from analysis.verdict import Rule, Verdict, verdict
 from harness.items import Items
 
@@ -82,7 +93,7 @@ def findings(
     """
     curves = sampled(frame, items) if curves is None else list(curves)
     found = []
-    short = _names(curves)
+    short = shown_variants(curves)
     for curve in curves:
         if not curve.series.headline:
             continue
@@ -93,7 +104,7 @@ def findings(
         found.append(
             Finding(
                 curve=curve,
-                name=short[curve.series.key],
+                name=_name(curve.series, short[curve.series.key]),
                 gain=gain(curve, start),
                 few=few,
                 share=share(curve, few, start) if few else nothing,
@@ -110,12 +121,5 @@ def findings(
     return found
 
 
-def _names(curves: Sequence[Sampled]) -> dict[tuple[str, ...], str]:
-    table = pd.DataFrame([{**vars(c.series)} for c in curves], columns=["base", "data", "method", "variant", "task"])
-    shown = telling(table)["variant"]
-    return {
-        c.series.key: " ".join(
-            filter(None, [f"{c.series.task}, {c.series.base}", c.series.method, v, "on", c.series.data])
-        )
-        for c, v in zip(curves, shown, strict=True)
-    }
+def _name(series: Series, variant: str) -> str:
+    return " ".join(filter(None, [f"{series.task}, {series.base}", series.method, variant, "on", series.data]))

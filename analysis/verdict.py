@@ -19,8 +19,8 @@ at the largest size.
 | undecided | else, and where the gain may be nothing | |
 
 "At least", "at most" hold for the whole interval, never for the estimate alone. *Could have been shown* means that the
-same answers were asked in another task, or that another form was answered no worse than by guessing: a base too small
-to learn in context answers few-shot questions worse than that, which says nothing of what it knows.
+same answers were asked in another task, or that few-shot questions were answered no worse than by guessing: a base too
+small to learn in context answers them worse than that, which says nothing of what it knows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -164,7 +164,7 @@ def _signs(
     known = references(curve, others)
     for name in (FEWSHOT, URIAL):
         if reference := known[name]:
-            found.append((name, *reference, False))
+            found.append((name, *reference, bool(np.quantile(reference[1], rule.level) >= chance)))
     for other in others:
         if (
             replace(other.series, filter=series.filter).key == series.key
@@ -177,11 +177,11 @@ def _signs(
     last, lasts = curve.at(series.sizes[-1])
     strict = 1 - (1 - rule.level) / max(len(found), 1)
     signs = []
-    for name, score, drawn, same in found:
+    for name, score, drawn, telling in found:
         told = Estimate.of(score, drawn, rule.level)
         parts = np.maximum(drawn - floor[1], 0) / np.maximum(lasts - floor[1], 1e-9)  # the gain is clear of 0
         part = Estimate.of(max(score - floor[0], 0) / (last - floor[0]), parts, strict)
-        signs.append(Sign(name, told, part, same or told.high >= chance))
+        signs.append(Sign(name, told, part, telling))
     return signs
 
 
