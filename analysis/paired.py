@@ -139,15 +139,14 @@ def compare(one: Side, other: Side, where: str) -> Comparison:
     parts += [(a.made_up + b.made_up, np.inf), one.noise(), other.noise()]
     variance = sum(part for part, _ in parts)
     value = better * (a.score - b.score)
-    named = {"one": one.name, "other": other.name, "where": where, "task": one.series.task}
-    named |= {"ruler": ruler(one.series.metric, one.series.filter)}
+    named = one.name, other.name, where, one.series.task, ruler(one.series.metric, one.series.filter)
     if not variance > 0:
-        return Comparison(**named, difference=Estimate(value), p=np.nan, paired=paired)
+        return Comparison(*named, Estimate(value), np.nan, paired)
     df = variance**2 / max(sum(part**2 / free for part, free in parts), 1e-300)
     error = np.sqrt(variance)
     reach = float(stdtrit(df, 0.5 + LEVEL / 2)) * error
     p = 2 * float(stdtr(df, -abs(value) / error))
-    return Comparison(**named, difference=Estimate(value, value - reach, value + reach), p=p, paired=paired)
+    return Comparison(*named, Estimate(value, value - reach, value + reach), p, paired)
 
 
 def clustered(values: np.ndarray, asked: Asked) -> float:

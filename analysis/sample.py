@@ -75,7 +75,7 @@ class Point:
     paths: tuple[str, ...] = ()  # [K] where the records lie
     extra: float = 0.0  # `made_up` of a score that is no proportion
 
-    @property
+    @cached_property
     def score(self) -> float:
         return float(self.runs.mean())
 
@@ -128,7 +128,7 @@ class Series:
     def key(self) -> tuple[str, ...]:
         return tuple(getattr(self, name) for name in CURVE)
 
-    @property
+    @cached_property
     def scores(self) -> np.ndarray:
         """[S]: mean over runs."""
         return np.array([point.score for point in self.points])
@@ -258,12 +258,10 @@ def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.nda
     members = np.bincount(asked.clusters).astype(float)
     mark = hashlib.sha256("\n".join(asked.names).encode()).hexdigest()
     times = _times(mark, count, n, seed)
-    means = np.concatenate(
-        [
-            (part @ sums) / (part @ members)[:, None]
-            for part in (times[i : i + 256].astype(float) for i in range(0, n, 256))
-        ]
-    )
+    parts = (times[first : first + 256].astype(np.float32) for first in range(0, n, 256))
+    both = np.hstack([sums, members[:, None]]).astype(np.float32)
+    drawn = np.concatenate([part @ both for part in parts]).astype(float)
+    means = drawn[:, :-1] / drawn[:, -1:]
     middle = sums.sum(axis=0) / members.sum()
     return middle + (means - middle) * np.sqrt(count / max(count - 1, 1))  # resamples of few vary too little
 
@@ -272,9 +270,12 @@ def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.nda
 def _times(mark: str, count: int, n: int, seed: int) -> np.ndarray:
     """[n, count]: how often each cluster is drawn in each resample."""
     rng = np.random.default_rng([seed, int(mark[:16], 16)])
-    dtype = np.uint8 if count < 1_000_000 else np.uint16
-    picked = (np.bincount(rng.integers(0, count, count), minlength=count).astype(dtype) for _ in range(n))
-    return np.stack(list(picked))
+    parts = []
+    for first in range(0, n, 64):
+        rows = min(64, n - first)
+        picked = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+        parts.append(np.bincount(picked.ravel(), minlength=rows * count).astype(np.uint8).reshape(rows, count))
+    return np.concatenate(parts)
 
 
 def _runs(points: Iterable[Point], n: int, rng: np.random.Generator) -> np.ndarray:

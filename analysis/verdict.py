@@ -121,7 +121,7 @@ def verdict(
 
 def decide(rule: Rule, early: Estimate, signs: Sequence[Sign]) -> tuple[str, str]:
     """The table of this file. NaN bounds (what cannot be told) satisfy nothing."""
-    best = max(signs, key=lambda sign: sign.part.low, default=None)
+    best = max(signs, key=lambda sign: (sign.part.low, sign.telling), default=None)
     shown = best.part if best else Estimate(why="nothing asked in another form")
     asked = f"asked in another form ({best.form}), the untouched base" if best else ""
     if shown.low >= rule.much:

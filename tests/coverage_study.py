@@ -140,12 +140,11 @@ def study(
     for sweep in range(sweeps):
         series = simulate(shape, setting, SHARED[name], rng, asked)
         assert series.start
-        curve = Sampled(series, draws(series, b, seed=seed * 1_000_000 + sweep))
+        curve = Sampled(series, draws(series, b, seed=seed * 1_000_000 + sweep // 10))  # resamples serve ten sweeps
         others = {"points": by_points(series, b, rng), "items": by_items(series, b, rng)}
-        for i in range(len(sizes)):
-            add("score", "ours", Estimate.of(series.scores[i], curve.draws.scores[:, i]), truth[i])
-            for method, drawn in others.items():
-                add("score", method, Estimate.of(series.scores[i], drawn[:, i]), truth[i])
+        for method, drawn in {"ours": curve.draws.scores, **others}.items():
+            for low, high, value in zip(*np.quantile(drawn, [0.025, 0.975], axis=0), truth, strict=True):
+                add("score", method, Estimate(low=low, high=high), value)
         gains = truth - shape.base
         for n in (100, 1000):
             value = float(np.interp(math.log10(n), np.log10(sizes), gains) / gains[-1])
