@@ -64,7 +64,7 @@ def form(curve: Sampled, others: Sequence[Sampled], items: Items) -> Form:
         return Form(mine, why, why, valid, given)
     apart = replace(
         series, metric=f"{series.metric} strict less flexible", points=_minus(series, flexible.series),
-        start=_less(series.start, flexible.series.start),
+        start=_less(series.start, flexible.series.start), asked=flexible.series.asked and series.asked,
     )  # fmt: skip
     difference = Sampled(apart, draws(apart, len(curve.draws.scores)))
     return Form(mine, gain(flexible, flexible.start()), gain(difference, difference.start()), valid, given)
@@ -75,7 +75,7 @@ def _flexible(series: Series, others: Sequence[Sampled]) -> Sampled | None:
     alike = [
         o for o in others
         if o.series.filter != series.filter and replace(o.series, filter=series.filter).key == series.key
-        and np.array_equal(o.series.sizes, series.sizes)
+        and [p.paths for p in o.series.points] == [p.paths for p in series.points]
     ]  # fmt: skip
     named = [o for o in alike if "flex" in o.series.filter]
     found = named if len(alike) > 1 else alike

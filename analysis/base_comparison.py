@@ -51,6 +51,8 @@ class Ranking:
             line += f"; first with a probability of {s.ranks[0]:.2f}"
             if not s.half.why:
                 line += f"; half of its gain with {s.half.words(number)} examples, nine tenths {s.ninety.words(number)}"
+            if not s.head_start.why:
+                line += f"; where it starts, the lowest gets with {s.head_start.words(number)}"
             said.append(line + ".")
         if self.lead:
             whole, start, learned = self.lead

@@ -115,6 +115,8 @@ def share(curve: Sampled, n: float, reference: tuple[float, np.ndarray] | None) 
 
 
 def _undefined(whole: Estimate) -> str:
+    if np.isnan(whole.low):
+        return f"nothing is known of the noise of the gain, {whole.value:.3f}"
     if whole.holds(0):
         return f"the gain, {whole.words('{:.3f}'.format)}, may be nothing"
     return "tuning made it worse" if whole.value < 0 else ""

@@ -14,12 +14,13 @@ sizes at once, from which every interval of a curve is read:
   p(1-p). Three runs a size say little by themselves, but a curve whose runs part ways only where it climbs must not
   have that noise spread over its plateau; how much is shrunk is decided by how much the squares differ. They are drawn
   from their scaled inverse chi-square, so that few runs make intervals as wide as Student's t does.
-- **What all runs of a size share** is not seen between them. Where all of them had the same examples (one subset seed),
-  what these add is told from how rough the curve is, by third differences over log size, if it has six sizes. With
-  fewer, `Series.cautions` says that intervals are for these examples only.
+- **What all runs of a size share** is not seen between them: what the examples add where all had the same ones (one
+  subset seed), and all noise of the runs where there is one a size. It is told from how rough the curve is, by third
+  differences over log size, if it has six sizes. With fewer, `Series.cautions` says what intervals do not hold.
 
 Without answers by item, items are drawn by lm-eval's standard error, as if each size had items of its own and more runs
-made them no surer: wider than they need to be, mostly. `Series.cautions` says so.
+made them no surer: wider than they need to be, mostly. Where neither is known, nor how runs differ, there are no
+intervals. `Series.cautions` says so.
 """
 
 import hashlib
@@ -134,6 +135,11 @@ class Series:
         return np.array([point.score for point in self.points])
 
     @property
+    def hidden(self) -> bool:
+        """Noise of the runs cannot be seen between them, and there are sizes enough to see it by."""
+        return (self.one_subset or all(len(p.runs) == 1 for p in self.points)) and len(self.sizes) >= ROUGH
+
+    @property
     def name(self) -> str:
         return " ".join(filter(None, [self.base, self.method, self.variant, "on", self.data]))
 
@@ -145,11 +151,15 @@ class Series:
             said.append("The untouched base was not scored on this task, so no gain can be told.")
         if len(runs) < 3:
             said.append(f"{len(runs)} sizes give no shape: whether it bends between or beyond them is not known.")
-        if max(runs) == 1:
+        if max(runs) == 1 and self.hidden:
+            said.append("One run a size: how runs differ is told only from how rough the curve is.")
+        elif max(runs) == 1:
             said.append("One run a size: nothing is known of how runs differ, and intervals are over items only.")
-        elif self.one_subset and len(runs) < ROUGH:
+        elif self.one_subset and not self.hidden:
             said.append("All runs of a size had the same examples: intervals are for these examples, not for others.")
-        if self.asked is None:
+        if self.asked is None and np.isnan([point.error for point in self.points]).any():
+            said.append("Neither scores by item nor a standard error: intervals, if any, do not hold the items' noise.")
+        elif self.asked is None:
             said.append("No score by item: items are taken from lm-eval's standard error, as if each size had its own.")
         return said
 
@@ -233,10 +243,12 @@ def draws(series: Series, n: int = DRAWS, seed: int = 0) -> Draws:
         spread = np.sqrt([np.nan_to_num(point.error) ** 2 + point.made_up for point in columns])
     drawn = drawn + spread * rng.standard_normal((n, len(columns)))
     drawn[:, : len(series.sizes)] += _runs(series.points, n, rng)
-    if series.one_subset and len(series.sizes) >= ROUGH:
+    if series.hidden:
         drawn[:, : len(series.sizes)] += _rough(series, drawn[:, : len(series.sizes)], rng)
     if all(point.proportion for point in columns):
         drawn = drawn.clip(0, 1)
+    if not drawn.var(axis=0).any():  # nothing is known of any noise, which is not the same as none
+        drawn = np.full_like(drawn, np.nan)
     return Draws(drawn[:, : len(series.sizes)], drawn[:, -1] if series.start else None)
 
 

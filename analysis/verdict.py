@@ -34,6 +34,7 @@ from analysis.elicitation import FEWSHOT, URIAL, Sampled, lima_scale, references
 from analysis.sample import Estimate, Point, level
 from harness.items import Items
 
+CHANCE = 20  # items
 ELICITED, TAUGHT, BOTH, UNDECIDED = "elicited", "taught", "both", "undecided"
 
 
@@ -89,7 +90,7 @@ def verdict(
     """Apply the rule to one curve. `others` are all curves of the sweep and `frame` its table.
 
     A task on which the untouched base was scored counts as another form of this one where its answers are the same,
-    item for item; `forms` names further ones by task, e.g. ``{"gsm8k": ["gsm8k_fewshot"]}``.
+    item for item, of `CHANCE` or more; `forms` names further ones by task, e.g. ``{"gsm8k": ["gsm8k_fewshot"]}``.
     """
     rule = rule or Rule()
     series = curve.series
@@ -106,7 +107,7 @@ def verdict(
     last, lasts = curve.at(series.sizes[-1])
     whole = Estimate.of(last - floor, lasts - floors, rule.level)
     if not whole.low > 0:
-        what = "may be nothing" if whole.high >= 0 else "is a loss"
+        what = "is a loss" if whole.high < 0 else "may be nothing"
         reason = f"the gain over the base or guessing, {whole.words('{:+.2f}'.format)}, {what}."
         return Verdict(UNDECIDED, reason, n_early, floor, whole, none, ())
     signs = _signs(curve, others, frame, items, rule, forms or {}, (floor, floors))
@@ -125,7 +126,7 @@ def decide(rule: Rule, early: Estimate, signs: Sequence[Sign]) -> tuple[str, str
     shown = best.part if best else Estimate(why="nothing asked in another form")
     asked = f"asked in another form ({best.form}), the untouched base" if best else ""
     if shown.low >= rule.much:
-        pace = "" if early.low >= rule.much else ", though few examples do not bring all of it out"
+        pace = ", though few examples do not bring it out" if early.high < rule.much else ""
         return ELICITED, f"{asked} shows {shown.words()} of the gain{pace}."
     if shown.low > rule.little and early.low >= rule.much:
         return ELICITED, f"few examples bring {early.words()} of the gain, and {asked} shows {shown.words()} of it."
@@ -197,6 +198,7 @@ def _other_tasks(
         stacked = items.stack([row["path"]], row["task"], row["metric"], row["filter"])
         named = row["task"] in forms.get(series.task, ())
         same = stacked is not None and series.asked is not None and stacked[0].targets == series.asked.targets
+        same = same and series.points[0].n >= CHANCE  # fewer may be equal for no reason
         if (named or same) and is_proportion(row["score"], row["stderr"], row["n_items"]):
             asked, scores = stacked if stacked else (None, None)
             point = Point(np.array([row["score"]]), row["stderr"], int(row["n_items"]), scores)

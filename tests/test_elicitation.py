@@ -7,6 +7,7 @@ from analysis.elicitation import crossing, end, examples, isotonic, lima_scale, 
 from analysis.findings import Finding, findings, sampled
 from analysis.verdict import Rule, Sign, decide
 from harness.errors import HarnessError
+from harness.items import load_items
 from tests.sweeps import Sweep
 
 PLATEAU = {0: 0.10, 10: 0.40, 30: 0.70, 100: 0.80, 300: 0.80, 1000: 0.80, 3000: 0.80, 10000: 0.80}
@@ -109,6 +110,19 @@ def test_one_seed_and_two_sizes_are_said(tmp_path):
     said = " ".join(found(sweep).cautions)
     assert "One run a size" in said
     assert "2 sizes give no shape" in said
+
+
+def test_nothing_known_of_any_noise_is_no_certainty(tmp_path):
+    """A score without items, standard error or a second run: no interval, so no conclusion."""
+    sweep = Sweep(tmp_path)
+    sweep.curve({0: 0.1, 10: 0.4, 100: 0.5}, seeds=1)
+    frame = sweep.frame.assign(stderr=np.nan, score=lambda f: f["score"] * 100)
+    (told,) = findings(frame, load_items(tmp_path, frame))
+    assert np.isnan(told.gain.low)
+    assert "nothing is known of the noise" in told.share.why
+    assert told.end.state == "cannot tell"
+    assert told.verdict.verdict == "undecided"
+    assert any("Neither scores by item nor a standard error" in line for line in told.cautions)
 
 
 def test_one_size_has_no_slope_and_no_few(tmp_path):
