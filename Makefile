@@ -1,8 +1,8 @@
-# make demo | test | test-full | soak | lint | bench: each in .venv, created on first use with the versions in constraints.txt
+# make demo | test | test-full | soak | coverage | lint | bench: each in .venv, created on first use with the versions in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-full soak lint bench clean
+.PHONY: demo test test-full soak coverage lint bench clean
 
 demo: .venv/core
 	$(BIN)/harness sweep pocket
@@ -21,6 +21,10 @@ test-full: .venv/full
 # A sweep killed at random until it is done, against an undisturbed one; some five minutes on two cores
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
+
+# How often intervals hold the truth of simulated sweeps, 2,000 of each kind
+coverage: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage_study
 
 lint: .venv/dev
 	$(BIN)/ruff check .

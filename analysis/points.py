@@ -42,7 +42,9 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     Zou & Donner 2008, Stat. Med. 27:1693). Wilson's has width at 0 and 1 and holds for few items, where the normal one
     fails (Bowyer et al. 2025, arXiv:2503.01747); means of other item scores use the normal one on lm-eval's standard
     error. Items are taken as independent: where several share a passage, this is too narrow (Miller 2024,
-    arXiv:2411.00640). Intervals are for one point each: not for differences between curves, nor simultaneous.
+    arXiv:2411.00640). Intervals are for one point each: not for differences between curves, nor simultaneous. They need
+    no answers by item. `analysis.sample`, which has them, is for what compares points: it takes var(e)/n off, pools the
+    seeds of all sizes and so is narrower for few seeds, and knows which items hang together.
     """
     done = frame[(frame["status"] == "ok") & frame["score"].notna()]
     check(done)
