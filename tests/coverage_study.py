@@ -200,7 +200,7 @@ def main() -> None:
     ):
         ours = by["ours"]
         others = " | ".join(f"{100 * by[m].share:.1f}%" if m in by else "" for m in ("points", "items"))
-        width = f"{ours.width / max(ours.tries, 1):.3f}"
+        width = "" if quantity == "n50" else f"{ours.width / max(ours.tries, 1):.3f}"  # some have no upper limit
         print(f"| {setting} | {shape} | {name} | {quantity} | {100 * ours.share:.1f}% | {width} | {others} |")
 
 
