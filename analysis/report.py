@@ -9,7 +9,7 @@ import base64
 import csv
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import course, curves, figures, live
+from analysis.conclusions import Conclusions
 from analysis.points import has_sizes, names, points, telling
 from analysis.published import Comparison
 from analysis.rows import FLAGS, rows
@@ -42,28 +43,25 @@ def write_report(
     sweep: str,
     command: str,
     hypothesis: str = "",
-    findings: Sequence[str] = (),
+    conclusions: Conclusions | None = None,
     along: pd.DataFrame | None = None,
-    fits: pd.DataFrame | None = None,
-    shares: pd.DataFrame | None = None,
-    measures: pd.DataFrame | None = None,
     against: Comparison | None = None,
     fixed: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report.html, curves.png (200 dpi), curves.svg and points.csv into `folder`; the page's path.
 
-    `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `findings`
-    are plain sentences that stand on top. `along` is `load_along`'s table, drawn as course.png and .svg and written as
-    course.csv where it has rows. `fits`, `shares` and `measures` are tables as `analysis.figures` describes them, drawn
-    where given; `against` is what was published. `fixed` adds to what the table shows to be held constant (epochs,
-    learning-rate rule, template ...) and `provenance` says where results come from (versions, commit, dates); nested
-    mappings are shown as ``outer.inner``. Further figures are written where there is something to see in them.
+    `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `conclusions`
+    stand on top, with figures of their own below the curves. `along` is `load_along`'s table, drawn as course.png and
+    .svg and written as course.csv where it has rows. `against` is what was published. `fixed` adds to what the table
+    shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results come from
+    (versions, commit, dates); nested mappings are shown as ``outer.inner``. Further figures are written where there is
+    something to see in them.
     """
     if frame.empty:
         raise HarnessError(f"no cell of {sweep} has finished or failed yet; run the sweep first")
     folder.mkdir(parents=True, exist_ok=True)
-    table = points(frame)
+    table, found = points(frame), conclusions or Conclusions()
     write_csv(table, folder / "points.csv")
     cells = frame.drop_duplicates("path")
     failed = cells[cells["status"] != "ok"]  # failed, diverged, preempted: none of them has a score to show
@@ -78,9 +76,9 @@ def write_report(
             "without": ", ".join(f"{n} {status}" for status, n in failed["status"].value_counts().items()),
             "words": size_in_words(table),
         },
-        findings=list(findings),
+        found=found,
         curves=_curves(table, folder),
-        figures=_figures(table, folder, fits, shares, measures) + _course(frame, along, folder),
+        figures=_figures(table, folder, found) + _course(frame, along, folder),
         beside=_beside(table, against, folder),
         in_words=in_words(table[table["headline"]]) + in_words(table[~table["headline"]]),
         few=FEW,
@@ -101,7 +99,7 @@ def write_report(
         provenance=flat(provenance or {}),
         colours=PALETTES["base"],
         csv=Markup(base64.b64encode((folder / "points.csv").read_bytes()).decode()),
-        data=live.embedded(table, fits, against.marks() if against else ()),
+        data=live.embedded(table, found.fits, against.marks() if against else ()),
         css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # Markup: both are files of ours
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -196,29 +194,25 @@ def _curves(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     return made
 
 
-def _figures(
-    table: pd.DataFrame,
-    folder: Path,
-    fits: pd.DataFrame | None,
-    shares: pd.DataFrame | None,
-    measures: pd.DataFrame | None,
-) -> list[dict[str, Any]]:
+def _figures(table: pd.DataFrame, folder: Path, found: Conclusions) -> list[dict[str, Any]]:
     """Those that answer another question than the curves, where there is an answer."""
     made = []
     if figures.has_ranges(table):
         title = "Which base starts better, which gains more?"
         reading = "From the untouched base to its largest size, whose interval stands below; the tick is near 1,000."
         made.append(_saved(figures.ranges(table), folder, "bases", title, reading))
-    if shares is not None and len(shares):
+    if found.shares is not None:
         reading = "The gain is that of the largest size over the untouched base; upright at 1,000 examples."
         made.append(
-            _saved(figures.shares(table, shares), folder, "shares", "How much of the gain came by when?", reading)
+            _saved(figures.shares(table, found.shares), folder, "shares", "How much of the gain came by when?", reading)
         )
-    if fits is not None and len(fits):
+    if found.fits is not None:
         reading = "Bands are 95% intervals of the fitted curve; rings and dashes are sizes that it has not seen."
-        made.append(_saved(figures.fitted(table, fits), folder, "fits", "Which law, and did it foresee?", reading))
-    if measures is not None and len(measures):
-        made.append(_saved(figures.measures(table, measures), folder, "format", "Is it format or content?", ""))
+        made.append(
+            _saved(figures.fitted(table, found.fits), folder, "fits", "Which law, and did it foresee?", reading)
+        )
+    if found.measures is not None:
+        made.append(_saved(figures.measures(table, found.measures), folder, "format", "Is it format or content?", ""))
     return made
 
 

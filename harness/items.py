@@ -33,6 +33,7 @@ class Asked:
     clusters: np.ndarray  # [n] whole numbers: items of one number (a passage, say) are resampled together
     targets: tuple[str, ...]
     chance: float  # the score of guessing: 1 / choices, or the best that one fixed answer can have
+    choices: bool = False  # answers are chosen, not written
 
 
 @dataclass
@@ -133,7 +134,7 @@ def _asked(rows: list[dict[str, Any]], names: tuple[str, ...], subtasks: bool) -
     choices = [len(row["answers"]) for row in rows]  # of likelihoods there is one for each choice
     scored = all(len(row["answers"]) > 1 and len(row["answers"][0][0]) == 2 for row in rows)
     chance = float(np.mean([1 / n for n in choices])) if scored else Counter(targets).most_common(1)[0][1] / len(rows)
-    return Asked(names, np.array([numbers[name] for name in label]), targets, chance)
+    return Asked(names, np.array([numbers[name] for name in label]), targets, chance, scored)
 
 
 def _empty(extracted: Any) -> bool:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import curves, figures
+from analysis.conclusions import Conclusions, Row
 from analysis.live import embedded, escaped
 from analysis.points import CURVE, has_sizes, points
 from analysis.style import svg
@@ -92,7 +93,8 @@ def test_all_points_can_be_saved_from_the_page_alone(tmp_path: Path) -> None:
 
 
 def test_findings_stand_on_top_and_are_text(tmp_path: Path) -> None:
-    page = write(sweep(), tmp_path, findings=["62% of the gain <b>came</b> by 1,000."])
+    row = Row("facts", "+0.6", "62% of the gain <b>came</b> by 1,000.", "saturated", "both", "elicited", ("Why.",))
+    page = write(sweep(), tmp_path, conclusions=Conclusions(rows=(row,)))
     assert page.index("62% of the gain &lt;b&gt;came&lt;/b&gt;") < page.index("Score against number of examples.")
     assert "What may be concluded" not in write(sweep(), tmp_path)
 

@@ -76,10 +76,12 @@ def draw(folder: Path, mirror: "Cell | None" = None, against: str = "") -> None:
     if not ranks.first():
         return
     from analysis import protocol
+    from analysis.conclusions import conclude
     from analysis.points import points, telling
     from analysis.published import compare
     from analysis.report import write_report
     from harness import board
+    from harness.items import load_items
     from harness.standing import SWEEP
     from harness.store import load_along, provenance, read_json
 
@@ -94,6 +96,7 @@ def draw(folder: Path, mirror: "Cell | None" = None, against: str = "") -> None:
     page = write_report(
         frame, folder, along=load_along(folder), sweep=folder.name, provenance=provenance(),
         command=facts["command"], hypothesis=facts["hypothesis"], against=beside,
+        conclusions=conclude(frame, load_items(folder, frame)),
         fixed=protocol.held_fixed(asked for cell in found.values() for asked in cell.values()),
     )  # fmt: skip
     figure = folder / "curves.png"
