@@ -12,7 +12,9 @@ the last two sizes where a split would leave fewer than four). A law is *support
 
 1. fitted to the sizes that remain, it is nearer to those held out than the two references: the *last value* (of the
    largest size shown) and the *log-linear* law (which itself need only beat the last value). Nearer: the root mean
-   square of (prediction - measured) / stderr over the held-out sizes of both splits together is smaller;
+   square of (prediction - measured) / stderr over the held-out sizes of both splits together is smaller. And near:
+   in the top decade, as far as it will be trusted, it misses by at most 3 standard errors, where those are known. (Of
+   predictions that all fail, the least bad one is no law.)
 2. its residuals on all sizes are no larger than the standard errors allow (chi-squared, p >= 0.01), where those are
    known, and no nonlinear parameter lies at a bound of its search (it would be our bound that speaks, not the data);
 3. its AICc on all sizes is at least 2 below the constant's, and at most 10 above the best law's.
@@ -39,6 +41,7 @@ from harness.errors import HarnessError
 FEWEST = 5  # sizes: four to fit, one to hold out
 TRAINED = 4
 TREND, REJECTED = 2.0, 10.0  # differences of AICc: below the constant's; above the best (Burnham & Anderson 2002, 2.6)
+NEAR = 3.0  # standard errors
 LAST = "last value"
 
 
@@ -143,7 +146,7 @@ def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) ->
         return None, "No trend over the sizes is told from noise, which is no evidence that there is none."
     first, unit = min(trend, key=lambda f: f.aicc), " standard errors" if points.known else " in relative terms"
     sound = [f for f in trend if not f.misfit and not _forced(f) and f.aicc <= best + REJECTED]
-    winners = [f for f in sound if not _nearer(splits, f.law.name)]
+    winners = [f for f in sound if not _nearer(splits, f.law.name) and _near(splits[0], f)]
     chosen = min(winners, key=lambda f: f.aicc) if winners else first
     name, sizes = chosen.law.name, _listed(points.sizes[np.logical_or.reduce([s.held for s in splits])])
     own = held_out(splits, name)
@@ -159,8 +162,11 @@ def _judged(fits: tuple[Fit, ...], splits: tuple[Split, ...], points: Points) ->
         reason = f"but {forced[0]} lies at the bound of its search"
     elif np.isnan(own):
         reason = f"but without {sizes} too few sizes remain to fit it"
+    elif not (rivals := _nearer(splits, name)):
+        top = _listed(points.sizes[splits[0].held])
+        reason = f"but without having seen {top} examples it missed them by {splits[0].errors[name]:.2g}{unit}"
     else:
-        rival = _nearer(splits, name)[0]
+        rival = rivals[0]
         reason = (
             f"but without having seen {sizes} examples it missed them by {own:.2g}{unit}, the {_called(rival)} by only "
             f"{held_out(splits, rival):.2g}"
@@ -181,6 +187,11 @@ def _nearer(splits: tuple[Split, ...], name: str) -> list[str]:
     """The references that a law does not beat on the held-out sizes, the nearest first; NaN beats none."""
     own = held_out(splits, name)
     return sorted((r for r in _references(name) if not own < held_out(splits, r)), key=lambda r: held_out(splits, r))
+
+
+def _near(split: Split, fitted: Fit) -> bool:
+    """Whether a law said what was measured there, but for a few standard errors."""
+    return not fitted.points.known or split.errors[fitted.law.name] <= NEAR
 
 
 def _called(name: str) -> str:
