@@ -155,8 +155,8 @@ def _share_rows(curve: Sampled) -> list[dict[str, object]]:
 
 
 def _measure_rows(one: Finding, curves: Sequence[Sampled]) -> list[dict[str, object]]:
-    """Strict, flexible, in the strict form, right of those; nothing where the task does not tell form from content."""
-    if one.form.flexible.why:
+    """Strict, flexible, in the strict form, right of those; nothing where form and content do not part."""
+    if one.form.flexible.why or (one.form.finding == "capability" and one.form.valid is None):
         return []
     mine = one.curve.series
     others = [c for c in curves if c.series.key[:6] == mine.key[:6] and c.series.filter != mine.filter]
