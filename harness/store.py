@@ -185,7 +185,7 @@ def _bits(record: dict[str, Any]) -> float | None:
 def load_along(root: Path | str) -> pd.DataFrame:
     """Scores in the course of training of all done cells below `root`, a row a cell, task, metric, filter and step.
 
-    Columns as those of `load`, and `step` of `steps`; those of the end, in `load`, are not repeated. Of a task that was
+    Columns as those of `load`, and `step`, of `steps`; those of the end, in `load`, are not repeated. Of a task that was
     scored under several evaluation fingerprints, those of the newest of its scores at the end.
     """
     rows = []
@@ -198,7 +198,7 @@ def load_along(root: Path | str) -> pd.DataFrame:
                 then = read_result(path)
                 extra = {"task": task, "step": then["step"], "steps": then["steps"]}
                 rows += [{**shared, **extra, **score} for score in then["scores"]]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "step", "steps"])
+    return pd.DataFrame(rows, columns=[*COLUMNS, "step"])
 
 
 def newest_scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
