@@ -147,7 +147,10 @@ def _row(one: Finding, choice: Choice) -> Row:
 
 
 def _share_rows(curve: Sampled) -> list[dict[str, object]]:
-    rows = []
+    """None of one size, which has all of its gain."""
+    rows: list[dict[str, object]] = []
+    if len(curve.series.sizes) < 2:
+        return rows
     for size in curve.series.sizes:
         part = share(curve, float(size), curve.start())
         rows.append({**_key(curve.series), "size": size, "share": part.value, "low": part.low, "high": part.high})

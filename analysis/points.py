@@ -141,14 +141,33 @@ def has_sizes(table: pd.DataFrame) -> "pd.Series[bool]":
 def telling(table: pd.DataFrame) -> pd.DataFrame:
     """The table without what of its variants tells no line from another.
 
-    They are left out where a base's data and method have only one, and the settings of a recipe's stages where the
-    stages tell its lines apart.
+    They are left out where a base's data and method have only one, the settings of a recipe's stages where the stages
+    tell its lines apart, and settings that all lines of a base's data and method have in common.
     """
     kinds = table.groupby(["base", "data", "method"])["variant"]
     brief = table.assign(variant=table["variant"].map(_stages))
     clear = brief.groupby(["base", "data", "method"])["variant"].transform("nunique") == kinds.transform("nunique")
     several = (kinds.transform("nunique") > 1) | ~has_sizes(table)
-    return table.assign(variant=table["variant"].mask(clear, brief["variant"]).where(several, ""))
+    short = table.assign(variant=table["variant"].mask(clear, brief["variant"]).where(several, ""))
+    lines = short[has_sizes(short)]
+    for _, group in lines.groupby(["base", "data", "method"]):
+        every = [_settings(variant) for variant in group["variant"].unique()]
+        shared = set.intersection(*map(set, every)) if len(every) > 1 else set()
+        left = group["variant"].map(lambda v, drop=shared: ",".join(s for s in _settings(v) if s not in drop))
+        short.loc[group.index, "variant"] = left
+    return short
+
+
+def _settings(variant: str) -> list[str]:
+    """``lr=0.1,stages=[a,b]`` -> [``lr=0.1``, ``stages=[a,b]``]."""
+    found, depth = [""], 0
+    for character in variant:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
 
 
 def _stages(variant: str) -> str:

@@ -185,8 +185,8 @@ def _bits(record: dict[str, Any]) -> float | None:
 def load_along(root: Path | str) -> pd.DataFrame:
     """Scores in the course of training of all done cells below `root`, a row a cell, task, metric, filter and step.
 
-    Columns as those of `load`, and `step`, of `steps`; those of the end, in `load`, are not repeated. Of a task that was
-    scored under several evaluation fingerprints, those of the newest of its scores at the end.
+    Columns as those of `load`, and `step`, of `steps`. Those of the end, in `load`, are not repeated. Of a task that
+    was scored under several evaluation fingerprints, those of the newest of its scores at the end.
     """
     rows = []
     for folder in records(Path(root)):

@@ -13,7 +13,7 @@ import pytest
 from analysis import curves, figures
 from analysis.conclusions import Conclusions, Row
 from analysis.live import embedded, escaped
-from analysis.points import CURVE, has_sizes, points
+from analysis.points import CURVE, has_sizes, points, telling
 from analysis.style import svg
 from tests.test_analysis import run_row, sweep, table, write
 
@@ -159,3 +159,10 @@ def test_bases_are_ranked_where_there_are_three() -> None:
     assert figures.has_ranges(t)
     labels = [label.get_text() for label in figures.ranges(t).axes[0].get_yticklabels()]
     assert labels == ["pocket-c", "pocket-b", "pocket-a"], "the best on top"
+
+
+def test_variants_are_told_by_the_settings_in_which_lines_differ() -> None:
+    kinds = [("base", ""), ("sft", "epochs=1,lr=0.1,lora=[4,8]"), ("sft", "epochs=1,lora=[4,8]"), ("dpo", "lr=3")]
+    kinds.append(("given", "model=x"))
+    table = pd.DataFrame(kinds, columns=["method", "variant"]).assign(base="b", data="d")
+    assert list(telling(table)["variant"]) == ["", "lr=0.1", "", "", "model=x"]
