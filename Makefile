@@ -25,6 +25,7 @@ soak: .venv/dev
 # How often intervals hold the truth of simulated sweeps, 2,000 of each kind
 coverage: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage_study
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.extrapolation_study
 
 lint: .venv/dev
 	$(BIN)/ruff check .
