@@ -125,7 +125,8 @@ def beyond(curve: Sampled, law: Fit) -> str:
     drawn = law.refit(_errors(curve)[1]).predict(np.array([far]))[:, 0]
     value = law.predict(np.array([far]))[0]
     told = Estimate.of(float(_scores(curve.series, value)), _scores(curve.series, drawn))
-    return f"If it holds on, {brief(far)} examples would give {told.words()}; farther nothing is said."
+    given = f"{brief(far)} examples would give {told.words()}, were no other law true"
+    return f"If it holds on, {given}; farther nothing is said."
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
