@@ -1,8 +1,8 @@
-# make demo | test | test-full | soak | lint | bench: each in .venv, created on first use with the versions in constraints.txt
+# make demo | test | test-full | soak | coverage | lint | bench: each in .venv, created on first use with the versions in constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-full soak lint bench clean
+.PHONY: demo test test-full soak coverage lint bench clean
 
 demo: .venv/core
 	$(BIN)/harness sweep pocket
@@ -11,15 +11,21 @@ demo: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), and QLoRA
+# And on a Ray and a Slurm cluster that the tests start here (apt-get install munge slurmctld slurmd slurm-client), QLoRA, and
+# the report in a browser (apt-get install chromium)
 test-full: export HARNESS_TEST_FULL = 1
 test-full: .venv/full
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not cluster'
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not cluster and not browser'
+	$(BIN)/python -m pytest -m 'cluster or browser'
 
 # A sweep killed at random until it is done, against an undisturbed one; some five minutes on two cores
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
+
+# How often intervals hold the truth of simulated sweeps, 2,000 of each kind
+coverage: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage_study
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.extrapolation_study
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -43,7 +49,7 @@ bench: .venv/bench
 	touch $@
 
 .venv/full: .venv/dev
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm,qlora]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray,slurm,qlora,browser]'
 	touch $@
 
 .venv/bench: .venv/dev

@@ -12,8 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import curves
-from analysis.curves import CURVE, INK, PAPER, RULE
+from analysis.points import CURVE, average, brief, ruler, telling
+from analysis.style import INK, PAPER, frame
 
 POINT = [*CURVE, "size", "share"]
 
@@ -22,7 +22,7 @@ def points(frame: pd.DataFrame, along: pd.DataFrame) -> pd.DataFrame:
     """One row for each curve of `CURVE`, size and `share` of the training gone (0 to 1), headline metrics only.
 
     `frame` is `harness.store.load`'s table and `along` that of `load_along`. Seeds are averaged and intervals made as
-    in `analysis.curves.points`; those of one line are of the same runs and items, so not independent.
+    in `analysis.points.points`; those of one line are of the same runs and items, so not independent.
     """
     along = along[along["headline"].astype(bool)]
     looked = along[["path", "task"]].drop_duplicates()
@@ -34,9 +34,7 @@ def points(frame: pd.DataFrame, along: pd.DataFrame) -> pd.DataFrame:
     shared = ["base", "task", "metric", "filter"]
     starts = lines.merge(begun.drop(columns=["data", "method", "variant", "size"]), on=shared).assign(share=0.0)
     rows = pd.concat([starts, rows])
-    made = [
-        {**dict(zip(POINT, key, strict=True)), **curves.average(group)} for key, group in rows.groupby(POINT, sort=True)
-    ]
+    made = [{**dict(zip(POINT, key, strict=True)), **average(group)} for key, group in rows.groupby(POINT, sort=True)]
     return pd.DataFrame(made)
 
 
@@ -54,7 +52,7 @@ def draw(table: pd.DataFrame) -> Figure:
     sizes = sorted(table["size"].unique())
     ramp = matplotlib.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(sizes)))
     colours = {size: matplotlib.colors.to_hex(colour) for size, colour in zip(sizes, ramp, strict=True)}
-    shown = curves.telling(table)["variant"]
+    shown = telling(table)["variant"]
     for axes, (key, panel) in zip(grid.flat, panels, strict=False):
         task, base, _, method, _ = map(str, key)
         for size, line in panel.groupby("size", sort=True):
@@ -66,19 +64,12 @@ def draw(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         variant = str(shown.loc[panel.index[0]])
         title = "  ·  ".join(filter(None, [task, f"{base} {method}", variant]))
-        axes.set_title(title, loc="left", fontweight="bold", fontsize=9.5, color=INK)
-        axes.set_ylabel(curves.ruler(panel["metric"].iloc[0], panel["filter"].iloc[0]), fontsize=9, color=INK)
+        frame(axes, title, ruler(panel["metric"].iloc[0], panel["filter"].iloc[0]), size=9.5)
         scale = table[table["task"] == task]
         low, high = np.nanmin(scale[["low", "score"]].to_numpy()), np.nanmax(scale[["high", "score"]].to_numpy())
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        axes.set_facecolor("none")
-        axes.grid(axis="y", color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(colors=INK, labelsize=8.5, length=3)
     figure.supxlabel("share of the training gone (%)", fontsize=9.5, color=INK)
-    handles = [Line2D([], [], color=colours[s], marker="o", markersize=4, label=curves.brief(s)) for s in sizes]
+    handles = [Line2D([], [], color=colours[s], marker="o", markersize=4, label=brief(s)) for s in sizes]
     figure.legend(
         handles=handles, title="examples", loc="outside upper left", ncols=min(8, len(sizes)), fontsize=8.5,
         title_fontsize=8.5, labelcolor=INK, frameon=False,

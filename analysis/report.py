@@ -1,11 +1,13 @@
 """A sweep on one page: ``report.html``, one file that fetches nothing, with its figures and points beside it.
 
 Whatever comes from data (names, paths, hypothesis, command) is text to the page: Jinja escapes it, matplotlib escapes
-it inside the figures, the page forbids scripts and every request by its Content-Security-Policy, and no cell of the
-CSV can act as a formula.
+it inside the figures, `analysis.live` in what the script reads. By its Content-Security-Policy the page makes no
+request and runs its own script, known by its hash, and no other. No cell of the CSV can act as a formula.
 """
 
+import base64
 import csv
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +18,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import course, curves
+from analysis import course, curves, figures, live
+from analysis.conclusions import Conclusions
+from analysis.points import has_sizes, names, points, telling
+from analysis.published import Comparison
+from analysis.rows import FLAGS, rows
+from analysis.style import INK, PALETTES, PAPER, RULE, SOFT, svg
+from analysis.words import cautions, in_words, size_in_words
 from harness.errors import HarnessError
 
+HERE = Path(__file__).parent
 AXES = {  # column -> what people call it
     "base": "base model", "data": "data", "method": "method", "variant": "variant", "size": "examples",
     "seed": "training seed", "subset_seed": "subset seed",
 }  # fmt: skip
-FLAGS = {"items": " ¹", "seeds": " ²"}
+LARGE = 600_000  # characters of drawn curves, beyond which the page has the first figure only
+FEW = 6  # sentences that stand for findings where nobody has drawn conclusions
 
 
 def write_report(
@@ -33,26 +43,30 @@ def write_report(
     sweep: str,
     command: str,
     hypothesis: str = "",
+    conclusions: Conclusions | None = None,
     along: pd.DataFrame | None = None,
+    against: Comparison | None = None,
     fixed: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report.html, curves.png (200 dpi), curves.svg and points.csv into `folder`; the page's path.
 
-    `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `along` is
-    `load_along`'s table, drawn as course.png and .svg and written as course.csv where it has rows. `fixed` adds to what
-    the table shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results
-    come from (versions, commit, dates); nested mappings are shown as ``outer.inner``. Where tasks have more
-    than one (metric, filter), curves-filters.png and .svg are written as well.
+    `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `conclusions`
+    stand on top, with figures of their own below the curves. `along` is `load_along`'s table, drawn as course.png and
+    .svg and written as course.csv where it has rows. `against` is what was published. `fixed` adds to what the table
+    shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results come from
+    (versions, commit, dates); nested mappings are shown as ``outer.inner``. Further figures are written where there is
+    something to see in them.
     """
     if frame.empty:
         raise HarnessError(f"no cell of {sweep} has finished or failed yet; run the sweep first")
     folder.mkdir(parents=True, exist_ok=True)
-    table = curves.points(frame)
+    table, found = points(frame), conclusions or Conclusions()
     write_csv(table, folder / "points.csv")
     cells = frame.drop_duplicates("path")
     failed = cells[cells["status"] != "ok"]  # failed, diverged, preempted: none of them has a score to show
     varied, constant = _axes(cells)
+    script = (HERE / "report.js").read_text(encoding="utf-8")
     page = _environment().get_template("report.html.j2").render(
         sweep=sweep,
         hypothesis=hypothesis.strip(),
@@ -60,21 +74,35 @@ def write_report(
         counts={
             "done": len(cells) - len(failed),
             "without": ", ".join(f"{n} {status}" for status, n in failed["status"].value_counts().items()),
-            "words": _size_in_words(table),
+            "words": size_in_words(table),
         },
-        figures=_figures(table, folder) + _course(frame, along, folder),
-        tables=_tables(table),
+        found=found,
+        curves=_curves(table, folder),
+        figures=_figures(table, folder, found) + _course(frame, along, folder),
+        beside=_beside(table, against, folder),
+        in_words=in_words(table[table["headline"]]) + in_words(table[~table["headline"]]),
+        few=FEW,
+        against=against,
+        rows=rows(table),
         show={
-            "variant": bool((curves.telling(table)["variant"] != "").any()),
-            "data": table.loc[curves.has_sizes(table), "data"].nunique() > 1,
-            "flags": bool(table.loc[curves.has_sizes(table), "interval"].isin(FLAGS).any()),
+            "ruler": table.groupby("task")[["metric", "filter"]].value_counts().groupby("task").size().max() > 1
+            if len(table) else False,
+            "variant": bool((telling(table)["variant"] != "").any()),
+            "data": table.loc[has_sizes(table), "data"].nunique() > 1,
+            "flags": bool(table.loc[has_sizes(table), "interval"].isin(FLAGS).any()),
         },
-        cautions=_cautions(frame),
+        cautions=cautions(frame),
         rates=_rates(cells),
         failed=failed.sort_values("path").to_dict("records"),
         varied=varied,
         fixed=constant + flat(fixed or {}),
         provenance=flat(provenance or {}),
+        colours=PALETTES["base"],
+        csv=Markup(base64.b64encode((folder / "points.csv").read_bytes()).decode()),
+        data=live.embedded(table, found.fits, against.marks() if against else ()),
+        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # Markup: both are files of ours
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -101,7 +129,7 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             pairs += flat(value, f"{prefix}{key}.")
         elif value is not None and value != "":
-            pairs.append((f"{prefix}{key}", curves.names(value) if isinstance(value, list | tuple) else str(value)))
+            pairs.append((f"{prefix}{key}", names(value) if isinstance(value, list | tuple) else str(value)))
     return pairs
 
 
@@ -114,43 +142,21 @@ def _environment() -> Environment:
 
 def _axes(cells: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What varied over the cells with examples, and what had one value throughout: (name, values) pairs."""
-    lines = cells[curves.has_sizes(cells)]
+    lines = cells[has_sizes(cells)]
     varied, constant = [], []
     for column, name in AXES.items():
         values = sorted(lines[column].unique())
         texts = [f"{v:,}" for v in values] if column == "size" else [str(v) or "default" for v in values]
         if len(values) > 1:
-            varied.append((name, curves.names(texts)))
+            varied.append((name, names(texts)))
         elif texts and texts != ["default"]:
             constant.append((name, texts[0]))
     return varied, constant
 
 
-def _cautions(frame: pd.DataFrame) -> list[str]:
-    """What of the data is to be known before a score is believed."""
-    lines = []
-    for task, rows in frame[frame["items_in_training"] > 0].groupby("task", sort=True):
-        most = rows.sort_values("items_in_training").iloc[-1]
-        lines.append(
-            f"Up to {most['items_in_training']:.0f} of the {most['n_items']:.0f} items of {task} stand word for word "
-            f"among the examples of a cell ({most['data']}, {most['size']:,} examples)."
-        )
-    edges = frame[frame["lr_at_edge"].eq(True)]
-    for key, rows in edges.groupby(["base", "data", "method", "variant"], sort=True):
-        sizes = curves.names([f"{size:,}" for size in sorted(rows["size"].unique())])
-        lines.append(
-            f"{' '.join(filter(None, map(str, key)))}: the best learning rate stands at the edge of the grid with "
-            f"{sizes} examples; a wider grid may hold a better one."
-        )
-    for data, rows in frame[frame["copies"] > 0].groupby("data", sort=True):
-        most = rows.sort_values("copies").iloc[-1]
-        lines.append(f"{data}: up to {most['copies']:.0f} of {most['size']:,} examples repeat another one.")
-    return lines
-
-
 def _rates(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """The learning rates that were not given: a row for each curve and size, and what the seeds have, mostly one."""
-    rows = cells[cells["lr_rule"].isin(["auto", "search"])]
+    chosen = cells[cells["lr_rule"].isin(["auto", "search"])]
     return [
         {
             **dict(zip(("base", "data", "method", "variant"), map(str, key), strict=False)),
@@ -159,55 +165,72 @@ def _rates(cells: pd.DataFrame) -> list[dict[str, Any]]:
             "rule": {"auto": "published rule"}.get(same["lr_rule"].iloc[0], "best of the grid")
             + ", at its edge" * bool(same["lr_at_edge"].any()),
         }
-        for key, same in rows.groupby(["base", "data", "method", "variant", "size"], sort=True)
+        for key, same in chosen.groupby(["base", "data", "method", "variant", "size"], sort=True)
     ]
 
 
-def _size_in_words(table: pd.DataFrame) -> str:
-    """``2 bases · 6 sizes, 10 to 10k examples · 3 seeds · tasks facts and sums``."""
-    lines = table[curves.has_sizes(table)]
-    if lines.empty:
-        return "base models only" if len(table) else "no scores"
-    sizes = sorted(lines["size"].unique())
-    few, many = lines["n_seeds"].min(), lines["n_seeds"].max()
-    span = f"{curves.brief(sizes[0])} to {curves.brief(sizes[-1])} examples"
-    parts = [
-        _count(table["base"].nunique(), "base model"),
-        f"{len(sizes)} sizes, {span}" if len(sizes) > 1 else f"{sizes[0]:,} examples",
-        _count(many, "seed") if few == many else f"{few} to {many} seeds",
-        ("task " if table["task"].nunique() == 1 else "tasks ") + curves.names(sorted(table["task"].unique())),
-    ]
-    return " · ".join(parts)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _figures(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
-    """Draw and save the figures; of each the SVG for the page, title, how to read it, and the numbers in words."""
-    if not curves.has_sizes(table).any():
+def _curves(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
+    """Draw and save the curves, which the page's script has in one figure; of each what the page shows without it."""
+    if not has_sizes(table).any():
         return []
-    figures = []
     bars = "Bars are 95% intervals over seeds and items; dashed lines with a band are the base before any example."
     apart = "Lines stand slightly apart sideways so that bars do not hide one another."
-    wanted = [(False, "curves", "Score against number of examples.", f"{bars} {apart}")]
+    stems = {
+        "base": ("curves", "Score against number of examples.", f"{bars} {apart}"),
+        "data": ("curves-data", "The same scores, several data in one panel.", bars),
+        "method": ("curves-method", "The same scores, colours for methods.", bars),
+    }
+    made = []
+    for by in curves.wanted(table):
+        stem, title, reading = stems[by]
+        made.append(_saved(curves.draw(table, by=by), folder, stem, title, reading))
+    del made[1:]  # the others in files only: with scripts the page has the same, and without them the first's lines
     if curves.has_others(table):
-        behind = "Thin lines behind repeat figure 1: a gap between the two is one of answer format."
-        wanted.append((True, "curves-filters", "The same answers under the other filters.", behind))
-    for others, stem, title, reading in wanted:
-        figure = curves.draw(table, others=others)
-        lines = in_words(table[table["headline"] != others])
-        figures.append(_saved(figure, folder, stem, title, reading, lines))
-    return figures
+        behind = "Thin lines behind repeat the headline's: a gap between the two is one of answer format."
+        figure = curves.draw(table, others=True)
+        made.append(_saved(figure, folder, "curves-filters", "The same answers under the other filters.", behind))
+    if sum(len(one["svg"]) for one in made) > LARGE:
+        del made[1:]
+    return made
 
 
-def _saved(figure: Figure, folder: Path, stem: str, title: str, reading: str, lines: list[str]) -> dict[str, Any]:
+def _figures(table: pd.DataFrame, folder: Path, found: Conclusions) -> list[dict[str, Any]]:
+    """Those that answer another question than the curves, where there is an answer."""
+    made = []
+    if figures.has_ranges(table):
+        title = "Which base starts better, which gains more?"
+        reading = "From the untouched base to its largest size, whose interval stands below; the tick is near 1,000."
+        made.append(_saved(figures.ranges(table), folder, "bases", title, reading))
+    if found.shares is not None:
+        reading = "The gain is that of the largest size over the untouched base; upright at 1,000 examples."
+        made.append(
+            _saved(figures.shares(table, found.shares), folder, "shares", "How much of the gain came by when?", reading)
+        )
+    if found.fits is not None:
+        reading = "Bands are 95% intervals of the fitted curve; rings and dashes are sizes that it has not seen."
+        made.append(
+            _saved(figures.fitted(table, found.fits), folder, "fits", "Which law, and did it foresee?", reading)
+        )
+    if found.measures is not None:
+        made.append(_saved(figures.measures(table, found.measures), folder, "format", "Is it format or content?", ""))
+    return made
+
+
+def _beside(table: pd.DataFrame, against: Comparison | None, folder: Path) -> list[dict[str, Any]]:
+    marks = against.marks() if against else []
+    if not marks:
+        return []
+    reading = "Hollow diamonds are published, bars on them what is not known of the number; lines are ours."
+    return [_saved(figures.beside(table, marks), folder, "against", "Ours over theirs.", reading)]
+
+
+def _saved(figure: Figure, folder: Path, stem: str, title: str, reading: str) -> dict[str, Any]:
     """The figure in files, and as the page shows it."""
-    text = curves.svg(figure)
+    text = svg(figure)
     (folder / f"{stem}.svg").write_text(text, encoding="utf-8")
+    figure.set_layout_engine("none")  # it stands; to lay it out again takes as long as all the rest
     figure.savefig(folder / f"{stem}.png", dpi=200, facecolor="white")
-    return {"svg": _inline(text, title, figure.get_figwidth()), "title": title, "reading": reading, "lines": lines}
+    return {"svg": _inline(text, stem, title, figure.get_figwidth()), "title": title, "reading": reading, "lines": []}
 
 
 def _course(frame: pd.DataFrame, along: pd.DataFrame | None, folder: Path) -> list[dict[str, Any]]:
@@ -218,83 +241,25 @@ def _course(frame: pd.DataFrame, along: pd.DataFrame | None, folder: Path) -> li
     write_csv(table, folder / "course.csv")
     title = "Score in the course of training."
     reading = "Each line is one number of examples, from the untouched base to the end of its training."
-    return [_saved(course.draw(table), folder, "course", title, reading, course.in_words(table))]
+    return [{**_saved(course.draw(table), folder, "course", title, reading), "lines": course.in_words(table)}]
 
 
-def _inline(svg: str, title: str, inches: float) -> Markup:
-    """The SVG as an element of the page: no prologue or metadata; ink, grid and paper follow the page's theme."""
+def _inline(svg: str, stem: str, title: str, inches: float) -> Markup:
+    """The SVG as an element of the page: no prologue or metadata; ink, grid and paper follow the page's theme.
+
+    Ids get the figure's name before them: several figures are in one page, and each calls its first axes the same. Of
+    what is not seen (clipping at the panel's edge, a thousandth of a point) a large sweep would have a megabyte.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, name in ((curves.INK, "ink"), (curves.RULE, "rule"), (curves.PAPER, "paper")):
+    svg = re.sub(r'<g id="[^"#<]*">', "<g>", svg)
+    if stem in ("curves", "curves-filters"):
+        svg = re.sub(r' clip-path="url\(#[^"]*\)"', "", svg)
+    svg = re.sub(r' (?:d|x|y|transform)="[^"<]*"', lambda found: re.sub(r"(\.\d\d?)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r'(\bid="|="#|url\(#)', rf"\g<1>{stem}-", svg)
+    for colour, name in ((INK, "ink"), (SOFT, "soft"), (RULE, "rule"), (PAPER, "paper")):
         svg = svg.replace(colour, f"var(--{name})")
     # Markup: matplotlib has escaped all names in it; the title is ours.
-    label = f'role="img" aria-label="{title} Its numbers are in the caption."'
-    return Markup(svg.replace("<svg", f'<svg {label} style="max-width: {8 * inches:.1f}rem"', 1))
-
-
-def in_words(table: pd.DataFrame) -> list[str]:
-    """One sentence a curve: where it starts and ends, with intervals, and where its base stood."""
-    lines = []
-    for key, line in table[curves.has_sizes(table)].groupby(curves.CURVE, sort=True):
-        base, data, method, variant, task, metric, filter_ = map(str, key)
-        line = line.sort_values("size")
-        same = (table["base"] == base) & (table["task"] == task) & (table["metric"] == metric)
-        start = table[same & (table["filter"] == filter_) & (table["method"] == "base")]
-        recipe = " ".join(part for part in (f"{base}, {method}", variant, f"on {data}") if part)
-        before = "" if start.empty else f"{_score(start.iloc[0])} untouched, then "
-        ends = [line.iloc[0], line.iloc[-1]][: len(line)]
-        numbers = " and ".join(f"{_score(p)} with {p['size']:,}" for p in ends)
-        lines.append(f"{task}, {curves.ruler(metric, filter_)}. {recipe}: {before}{numbers} examples.")
-    for p in table[table["method"] == "given"].to_dict("records"):
-        name = f"{p['base']}, given {p['variant']}"
-        lines.append(f"{p['task']}, {curves.ruler(p['metric'], p['filter'])}. {name}: {_score(pd.Series(p))}.")
-    return lines
-
-
-def _score(point: pd.Series) -> str:
-    interval = "" if pd.isna(point["low"]) else f" ({point['low']:.3g} to {point['high']:.3g})"
-    return f"{point['score']:.3g}{interval}"
-
-
-def _tables(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One table for each (task, metric, filter): text cells, and a bar on a common scale, in percent of its width."""
-    blocks = []
-    style = curves.Style.of(table)
-    for key, rows in table.groupby(["task", "metric", "filter"], sort=True):
-        task, metric, filter_ = map(str, key)
-        low, high = rows[["low", "score"]].min().min(), rows[["high", "score"]].max().max()
-        percent = [100 * (rows[c] - low) / ((high - low) or 1.0) for c in ("low", "score", "high")]
-        rows = rows.assign(p_low=percent[0], p_score=percent[1], p_high=percent[2], first=curves.has_sizes(rows))
-        rows = rows.sort_values(["base", "first", "data", "method", "variant", "size"])
-        blocks.append(
-            {
-                "title": f"{task}: {curves.ruler(metric, filter_)}",
-                "headline": bool(rows["headline"].iloc[0]),
-                "low": f"{low:.2f}",
-                "high": f"{high:.2f}",
-                "rows": _rows(rows, style),
-            }
-        )
-    return blocks
-
-
-def _rows(rows: pd.DataFrame, style: curves.Style) -> list[dict[str, Any]]:
-    texts: list[dict[str, Any]] = []
-    for p in rows.to_dict("records"):
-        known = not pd.isna(p["low"])
-        flag = FLAGS.get(p["interval"], "") if p["method"] != "base" else ""  # the base has no seeds to vary
-        texts.append(
-            {
-                **{name: p[name] for name in ("base", "method", "variant", "data")},
-                "new": bool(texts) and texts[-1]["base"] != p["base"],
-                "size": f"{p['size']:,}",
-                "seeds": p["n_seeds"] if p["method"] != "base" else "",
-                "score": f"{p['score']:.3f}",
-                "interval": (f"{p['low']:.3f} to {p['high']:.3f}" if known else "") + flag,
-                "sd": "" if pd.isna(p["seed_sd"]) else f"{p['seed_sd']:.3f}",
-                "bar": [f"{p[c]:.2f}" for c in ("p_low", "p_score", "p_high")] if known else None,
-                "dot": f"{p['p_score']:.2f}",
-                "colour": style.colours[p["base"]],
-            }
-        )
-    return texts
+    label = f'role="img" aria-label="{title} Its numbers stand in words and in the table below."'
+    width = f'style="max-width: {8 * inches:.1f}rem; min-width: {4.7 * inches:.1f}rem"'
+    return Markup(svg.replace("<svg", f"<svg {label} {width}", 1))

@@ -24,7 +24,7 @@ Data-scaling sweeps that tell eliciting what a base model knows from teaching it
   plan NAME [overrides]      what it would run, and what is done    harness plan pocket size=4,16,64
   run [overrides]            one cell, a plain Hydra application    harness run base=pocket_m method=sft size=64
   status RUNS [--watch]      what finished, and what runs           harness status runs/pocket
-  report RUNS                report.html, curves.png, points.csv    harness report runs/pocket
+  report RUNS [--against X]  the page; beside published values     harness report runs/pocket
   show CELL | overrides      tokens, loss mask, prompt, as seen     harness show data=pocket_facts size=2
   sync RUNS                  fill in on W&B what it lacks           harness sync runs/pocket
   export CELL FOLDER         base and adapter merged, as a model    harness export runs/pocket/.../n000000064-... mine

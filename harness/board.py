@@ -127,7 +127,7 @@ def tell_scores(settings: Wandb, told: Told, folder: Path) -> None:
 def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Path, folder: Path) -> None:
     """Draw score against data size on W&B: one run a sweep, one history row a size, over the step metric `examples`.
 
-    `points` is `analysis.curves.points`' table and `figure` a PNG. A series is named
+    `points` is `analysis.points.points`' table and `figure` a PNG. A series is named
     ``task/metric/filter/base/method``, with data and variant added where the sweep has more than one. What has no size,
     as the base's own score, is repeated in every row and so shows as the level line it is. Waits until all is written,
     at most `FINISH_SECONDS`.

@@ -134,7 +134,7 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
     assert results is not None  # None is for the other ranks of a distributed run
     return {
         "scores": _scores(name, task, results),
-        "samples": [_sample(member, s) for member, rows in results["samples"].items() for s in rows],
+        "samples": [_sample(m, loaded["tasks"][m], s) for m, rows in results["samples"].items() for s in rows],
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
         "backend": run.eval_backend,
@@ -383,10 +383,11 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
     return scores
 
 
-def _sample(member: str, sample: dict[str, Any]) -> dict[str, Any]:
+def _sample(name: str, member: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """One item under one filter. The prompt is kept by its hash: `harness show` writes it out again."""
+    column = (member.config.metadata or {}).get("cluster")
     return {
-        "task": member,
+        "task": name,
         "item": sample["doc_id"],
         "filter": sample["filter"],
         "target": sample["target"],
@@ -395,4 +396,4 @@ def _sample(member: str, sample: dict[str, Any]) -> dict[str, Any]:
         **{metric: sample[metric] for metric in sample["metrics"]},
         "prompt_hash": sample["prompt_hash"],
         "item_hash": sample["doc_hash"],
-    }
+    } | ({"cluster": sample["doc"][column]} if column else {})

@@ -135,7 +135,7 @@ def _hidden(path: Path) -> bool:
 COLUMNS = (
     "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
     "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
-    "base_note path copies items_in_training lr lr_rule lr_at_edge held_out_loss"
+    "base_note path copies items_in_training lr lr_rule lr_at_edge held_out_loss steps flops adapter_bits"
 ).split()
 
 
@@ -145,9 +145,11 @@ def load(root: Path | str) -> pd.DataFrame:
     `score` and `stderr` (lm-eval's, over items) are in the metric's own unit; `tokens` are target tokens trained on;
     times in seconds; `copies` are examples that repeat another one, `items_in_training` items of the task that stand
     word for word among the examples. `lr` is the learning rate, `lr_rule` where it comes from (given, auto or search)
-    and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. A cell whose last
-    try left no record has one row with status "failed", "diverged" or "preempted", an empty task and no score. Where a
-    task was scored under several evaluation fingerprints (a changed template, say), the newest one is given.
+    and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. `steps` are
+    optimizer steps, `flops` those of the training, `adapter_bits` the bits of the weights that it leaves, as they are
+    stored; all three are empty for what was not trained. A cell whose last try left no record has one row with status
+    "failed", "diverged" or "preempted", an empty task and no score. Where a task was scored under several evaluation
+    fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):
@@ -162,6 +164,8 @@ def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
     record = read_result(folder / RECORD)
     copies = (record["manifest"] or {}).get("copies", 0)
     shared = {**record["row"], "status": "ok", "path": _relative(folder, root), "copies": copies}
+    training = record["training"]
+    shared |= {"steps": training.get("steps"), "flops": training.get("flops"), "adapter_bits": _bits(record)}
     rows = []
     for task, newest in _newest(folder).items():
         extra = {"task": task, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
@@ -170,11 +174,19 @@ def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _bits(record: dict[str, Any]) -> float | None:
+    """An adapter is kept in float32, all weights in the base's own type."""
+    training, dtype = record["training"], record["cell"]["base"]["dtype"]
+    if "trained_parameters" not in training:
+        return None
+    return training["trained_parameters"] * (16 if "model_sha256" in training and dtype.endswith("16") else 32)
+
+
 def load_along(root: Path | str) -> pd.DataFrame:
     """Scores in the course of training of all done cells below `root`, a row a cell, task, metric, filter and step.
 
-    Columns as those of `load`, and `step` of `steps`; those of the end, in `load`, are not repeated. Of a task that was
-    scored under several evaluation fingerprints, those of the newest of its scores at the end.
+    Columns as those of `load`, and `step`, of `steps`. Those of the end, in `load`, are not repeated. Of a task that
+    was scored under several evaluation fingerprints, those of the newest of its scores at the end.
     """
     rows = []
     for folder in records(Path(root)):
@@ -186,12 +198,17 @@ def load_along(root: Path | str) -> pd.DataFrame:
                 then = read_result(path)
                 extra = {"task": task, "step": then["step"], "steps": then["steps"]}
                 rows += [{**shared, **extra, **score} for score in then["scores"]]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "step", "steps"])
+    return pd.DataFrame(rows, columns=[*COLUMNS, "step"])
 
 
 def newest_scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The scores of a cell by task, of each task's newest evaluation."""
     return {task: newest["scores"] for task, newest in _newest(folder).items()}
+
+
+def newest_identities(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each task's newest evaluation of a cell asked, and how, by task."""
+    return {task: newest["identity"] for task, newest in _newest(folder).items()}
 
 
 def _newest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from analysis import curves, report
+from analysis import curves
+from analysis.points import has_sizes, points
+from analysis.style import svg
+from analysis.words import in_words
 from harness import base as bases
 from harness import store
 from harness.cell import Base, Cell, canonical
@@ -137,9 +140,9 @@ def test_it_is_drawn_as_a_level_line(trained: Cell, make_cell: Make, other: Base
     for method in ("base", Given(model=other)):
         run(make_cell(method, evals=trained.evals))
     frame = store.load(trained.run.root)
-    table = curves.points(frame)
-    drawn = curves.svg(curves.draw(table))
+    table = points(frame)
+    drawn = svg(curves.draw(table))
     assert "given: other" in drawn
-    assert list(table[curves.has_sizes(table)]["method"].unique()) == ["sft"]
-    said = report.in_words(table)
+    assert list(table[has_sizes(table)]["method"].unique()) == ["sft"]
+    said = in_words(table)
     assert sum("given other" in line for line in said) == 2  # strict and flexible

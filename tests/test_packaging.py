@@ -19,7 +19,8 @@ def test_the_wheel_carries_configuration_and_works_without_the_clone(tmp_path):
         "harness/conf/cell.yaml",
         "harness/sweeps/pocket.yaml",
         "harness/__main__.py",
-        "analysis/report.html.j2",
+        *(f"analysis/{name}" for name in ("report.html.j2", "report.css", "report.js", "published.csv")),
+        "analysis/published_names.csv",
     ]
     assert names.issuperset(expected)
     assert not [n for n in names if n.startswith(("tests/", "conf/", "sweeps/"))]

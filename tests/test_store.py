@@ -47,6 +47,9 @@ def test_a_cell_from_start_to_table(make_cell, generation_task):
     lead = frame[frame.headline].iloc[0]
     assert (lead.task, lead.metric, lead["filter"], lead["size"]) == ("quiz", "exact_match", "strict", 4)
     assert lead.n_items == 5
+    training = record["training"]
+    assert (lead.steps, lead.flops) == (training["steps"], training["flops"])
+    assert lead.adapter_bits == 32 * training["trained_parameters"]
     assert lead.path == folder.relative_to(cell.run.root).as_posix()
     assert len((folder / "losses.jsonl").read_text().splitlines()) == record["training"]["steps"]
 

@@ -68,27 +68,40 @@ def one_engine(cells: "list[Cell]") -> "Engine":
     return engine
 
 
-def draw(folder: Path, mirror: "Cell | None" = None) -> None:
-    """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say."""
+def draw(folder: Path, mirror: "Cell | None" = None, against: str = "") -> None:
+    """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say.
+
+    With `against`, beside what that paper published, and what differs is also printed.
+    """
     if not ranks.first():
         return
-    from analysis.curves import points, telling
+    from analysis import protocol
+    from analysis.conclusions import conclude
+    from analysis.points import points, telling
+    from analysis.published import compare
     from analysis.report import write_report
     from harness import board
+    from harness.items import load_items
     from harness.standing import SWEEP
     from harness.store import load_along, provenance, read_json
 
     about = folder / SWEEP
     frame = load_frame(folder)
+    table, found = points(frame), protocol.protocols(folder)
+    beside = None
+    if against:
+        beside = compare(against, table.to_dict("records"), protocol.of_point(frame, found))
+        print(f"{beside.title}: {beside.summary}", *beside.lines(), sep="\n")
     facts = read_json(about) if about.exists() else {"command": typed("report", [str(folder)]), "hypothesis": ""}
     page = write_report(
         frame, folder, along=load_along(folder), sweep=folder.name, provenance=provenance(),
-        command=facts["command"], hypothesis=facts["hypothesis"],
+        command=facts["command"], hypothesis=facts["hypothesis"], against=beside,
+        conclusions=conclude(frame, load_items(folder, frame)),
+        fixed=protocol.held_fixed(asked for cell in found.values() for asked in cell.values()),
     )  # fmt: skip
     figure = folder / "curves.png"
     if mirror and figure.exists():
-        table = telling(points(frame))
-        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=table, figure=figure, folder=folder)
+        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=telling(table), figure=figure, folder=folder)
     print(page, *([figure] if figure.exists() else []), sep="\n")
 
 

@@ -96,7 +96,7 @@ def _curves(sweep: Path, name: str) -> list[Item]:
     figure = sweep / "curves.png"
     if not figure.exists():
         return []
-    from analysis.curves import points, telling
+    from analysis.points import points, telling
 
     table = telling(points(store.load(sweep)))
     told = board.curves_of(name, table)

@@ -1,0 +1,168 @@
+"""The page as bytes: one script known by its hash, data that cannot leave its place, and a size that holds."""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import curves, figures
+from analysis.conclusions import Conclusions, Row
+from analysis.live import embedded, escaped
+from analysis.points import CURVE, has_sizes, points, telling
+from analysis.style import svg
+from tests.test_analysis import run_row, sweep, table, write
+
+SCRIPT = (Path(__file__).parent.parent / "analysis" / "report.js").read_text(encoding="utf-8")
+EVIL = [
+    "</script><script>alert(1)</script>", "<!--<script>", "]]>", "a\u2028b\u2029c", "'\"`${1}&amp;", "\\u003c/script>"
+]  # fmt: skip
+
+
+def thousand(seeds: int = 1) -> pd.DataFrame:
+    """A thousand cells: bases, data and methods by ten sizes, so many seeds of each, two filters."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(1000 // seeds):
+        place = {"base": f"base-{n % 5}", "data": f"data-{n // 5 % 2}", "size": int(10 ** (1 + n // 10 % 10 / 2))}
+        place |= {"method": ("sft", "icl")[n // 100 % 2], "variant": f"lr={n // 200}" if seeds == 1 else ""}
+        for seed in range(seeds):
+            for name, headline in (("strict-match", True), ("flexible-extract", False)):
+                score = round(200 * rng.uniform(0.1, 0.9)) / 200
+                rows.append(run_row(score, seed=seed, filter=name, headline=headline, **place))
+    return table(rows)
+
+
+def parts(page: str) -> tuple[str, str]:
+    """The data and the script of a page, and there are no others."""
+    data, script = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
+    return data, script
+
+
+def test_the_only_script_is_ours_and_known_by_its_hash(tmp_path: Path) -> None:
+    page = write(sweep(), tmp_path)
+    _, script = parts(page)
+    assert script == SCRIPT
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    for way_out in ("fetch(", "XMLHttpRequest", "WebSocket", "import(", "innerHTML", "eval(", "http:", "sendBeacon"):
+        assert way_out not in script.replace("http://www.w3.org/2000/svg", ""), way_out
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_data_stay_in_their_place_whatever_they_are_called(name: str, tmp_path: Path) -> None:
+    page = write(sweep(base=name, data=name).assign(base_note=name), tmp_path)
+    data, script = parts(page)
+    assert script == SCRIPT
+    assert not re.search(r"[<>&\u2028\u2029]", data)
+    assert data.isascii()
+    assert [line["base"] for line in json.loads(data)["lines"]] == [name, name]
+    assert json.loads(data)["notes"] == {name: name}
+    assert json.loads(escaped(EVIL)) == EVIL
+
+
+def test_what_the_script_draws_is_what_the_table_has() -> None:
+    t = points(sweep())
+    drawn = json.loads(embedded(t))
+    assert [axis["name"] for axis in drawn["axes"]] == ["size", "tokens"], (
+        "other columns are axes once records have them"
+    )
+    shown = {
+        (line["ruler"], p["x"][0]): p["y"] for line in drawn["lines"] for p in line["points"]
+    }  # fmt: skip
+    assert len(shown) == has_sizes(t).sum()
+    for p in t[has_sizes(t)].to_dict("records"):
+        assert shown[curves.ruler(p["metric"], p["filter"]), p["size"]] == pytest.approx(
+            [p["score"], p["low"], p["high"]], rel=1e-5
+        )
+    more = points(sweep().assign(steps=50, flops=1e15))
+    assert [axis["name"] for axis in json.loads(embedded(more))["axes"]] == ["size", "tokens", "steps", "flops"]
+
+
+def test_all_points_can_be_saved_from_the_page_alone(tmp_path: Path) -> None:
+    page = write(sweep(), tmp_path)
+    (kept,) = re.findall(r'download="points.csv" href="data:text/csv;charset=utf-8;base64,([^"]*)"', page)
+    assert base64.b64decode(kept) == (tmp_path / "points.csv").read_bytes()
+
+
+def test_findings_stand_on_top_and_are_text(tmp_path: Path) -> None:
+    row = Row("facts", "+0.6", "62% of the gain <b>came</b> by 1,000.", "saturated", "both", "elicited", ("Why.",))
+    page = write(sweep(), tmp_path, conclusions=Conclusions(rows=(row,)))
+    assert page.index("62% of the gain &lt;b&gt;came&lt;/b&gt;") < page.index("Score against number of examples.")
+    assert "What may be concluded" not in write(sweep(), tmp_path)
+
+
+def test_every_figure_is_named_for_those_who_hear_it(tmp_path: Path) -> None:
+    page = write(sweep(), tmp_path)
+    for opening in re.findall(r"<svg [^>]*>", page):
+        assert 'role="img" aria-label="' in opening
+    assert "0.05 (0.0274 to 0.0896) untouched, then 0.205" in page, "and its numbers stand in words"
+
+
+@pytest.mark.slow
+def test_a_thousand_cells_are_less_than_two_megabytes(tmp_path: Path) -> None:
+    assert len(write(thousand(), tmp_path).encode()) < 2e6
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def two_data() -> pd.DataFrame:
+    both = pd.concat([sweep(b, d) for b in ("pocket-m", "pocket-s") for d in ("few", "many")])
+    return points(both.drop_duplicates(["path", "filter"]))
+
+
+def test_several_data_share_a_panel_where_a_base_has_several() -> None:
+    """LIMA against scaling: what colours tell is what the panels do not."""
+    assert curves.wanted(points(sweep())) == ["base"]
+    t = two_data()
+    assert curves.wanted(t) == ["base", "data"]
+    drawn = curves.draw(t, by="data")
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == ["facts  ·  pocket-m", "facts  ·  pocket-s"]
+    colours = {line.get_color() for axes in drawn.axes for line in axes.get_lines() if line.get_linestyle() == "-"}
+    assert len(colours) == 2
+
+
+def test_a_base_has_one_colour_in_every_figure() -> None:
+    t = two_data()
+    colour = curves.Style.of(t).colour("base", "pocket-s")
+    only = t[(t["base"] == "pocket-s") & t["headline"] & has_sizes(t)]
+    drawn = figures.shares(t, only.assign(share=only["score"]))
+    (line,) = [one for one in drawn.axes[0].get_lines() if one.get_linewidth() == 1.7]
+    assert line.get_color() == colour
+    assert colour in svg(curves.draw(t)).upper().replace("#", "#")
+
+
+def test_a_fit_shows_what_it_has_not_seen_apart() -> None:
+    t = points(sweep())
+    line = t[t["headline"] & has_sizes(t)]
+    grid = [10, 30, 100, 300, 1000]
+    law = pd.DataFrame([{**line.iloc[0][CURVE], "size": n, "score": 0.3, "low": 0.2, "high": 0.4} for n in grid])
+    axes = figures.fitted(t, law.assign(held_out=300)).axes[0]
+    bare = [one for one in axes.get_lines() if len(one.get_xdata()) and one.get_marker() in ("None", None)]
+    assert [list(one.get_xdata()) for one in bare] == [[10, 30, 100], [100, 300, 1000]]
+    rings = [one for one in axes.get_lines() if one.get_marker() == "o" and one.get_markerfacecolor() == figures.PAPER]
+    assert [list(one.get_xdata()) for one in rings] == [[1000]]
+
+
+def test_bases_are_ranked_where_there_are_three() -> None:
+    assert not figures.has_ranges(two_data())
+    t = points(pd.concat([sweep(f"pocket-{b}").assign(score=lambda f, n=n: f["score"] - n) for n, b in
+                          enumerate("abc")]).assign(stderr=np.nan))  # fmt: skip
+    assert figures.has_ranges(t)
+    labels = [label.get_text() for label in figures.ranges(t).axes[0].get_yticklabels()]
+    assert labels == ["pocket-c", "pocket-b", "pocket-a"], "the best on top"
+
+
+def test_variants_are_told_by_the_settings_in_which_lines_differ() -> None:
+    kinds = [("base", ""), ("sft", "epochs=1,lr=0.1,lora=[4,8]"), ("sft", "epochs=1,lora=[4,8]"), ("dpo", "lr=3")]
+    kinds.append(("given", "model=x"))
+    table = pd.DataFrame(kinds, columns=["method", "variant"]).assign(base="b", data="d")
+    assert list(telling(table)["variant"]) == ["", "lr=0.1", "", "", "model=x"]
