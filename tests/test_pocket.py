@@ -169,4 +169,7 @@ def test_a_base_is_an_ordinary_folder_and_the_same_twice(tmp_path: Path) -> None
     loaded = AutoTokenizer.from_pretrained(folders[0])
     assert loaded.eos_token == tokenizer.END
     assert loaded.chat_template == tokenizer.CHAT_TEMPLATE
-    assert loaded("Vakos city:")["input_ids"] == tokenizer.build_tokenizer(tokenizer.vocabulary())("Vakos city:")["input_ids"]
+    assert (
+        loaded("Vakos city:")["input_ids"]
+        == tokenizer.build_tokenizer(tokenizer.vocabulary())("Vakos city:")["input_ids"]
+    )

@@ -94,3 +94,14 @@ def test_preferences_and_rewards_bring_out_what_a_few_examples_began(tmp_path: P
     assert score(run(compose_cell([*dpo, *small, *here]))) > before + 0.2
     grpo = ["method=grpo", "reward=exact", "data=pocket_facts", "method.lr=3e-3", "method.max_completion_length=3"]
     assert score(run(compose_cell([*grpo, "method.temperature=1.5", *small, *here]))) > before + 0.2
+
+
+@pytest.mark.slow
+def test_demonstrations_improve_what_a_base_can_read_off_them(tmp_path: Path) -> None:
+    """Of two people and their jobs it is to see that jobs are wanted, of others."""
+    common = ["base=pocket_lists", f"run.root={tmp_path}", "run.device=cpu", "wandb.mode=disabled", "evals=pocket_jobs"]
+    before = score(run(compose_cell(["method=base", *common])))
+    assert before < 0.6, "it cannot know which of four attributes is wanted"
+    for seed in range(3):
+        shown = ["method=icl", "data=pocket_jobs", "size=2", f"seed={seed}", f"subset_seed={seed}"]
+        assert score(run(compose_cell([*shown, *common]))) > 0.9

@@ -10,9 +10,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.findings import sampled
 from analysis.verdict import BOTH, ELICITED, TAUGHT, UNDECIDED, Rule, Verdict, verdict
-from harness.items import load_items
+from harness.items import Items, load_items
 from harness.pocket.tables import Tables
 from harness.store import load
 
@@ -56,10 +58,8 @@ def truth(base: str) -> str:
     return TRUTH[Tables(int(found[1])).presence[found[2]]]
 
 
-def judge(root: Path, rule: Rule | None = None) -> dict[str, Verdict]:
+def judge(frame: pd.DataFrame, items: Items, rule: Rule | None = None) -> dict[str, Verdict]:
     """The verdict on each table, by its base's name."""
-    frame = load(root)
-    items = load_items(root, frame)
     curves = [c for c in sampled(frame, items) if c.series.headline and c.series.task == "pocket_table"]
     return {curve.series.base: verdict(curve, curves, frame, items, rule) for curve in curves}
 
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="e.g. runs/pocket_worlds")
     parser.add_argument("--all", action="store_true", help="each table's evidence, not of wrong verdicts alone")
     args = parser.parse_args()
-    found = judge(args.runs)
+    frame = load(args.runs)
+    found = judge(frame, load_items(args.runs, frame))
     for base, one in sorted(found.items()):
         if args.all or one.verdict not in (truth(base), UNDECIDED):
             print(f"{base}, truly {truth(base)}. {one.words()}", *one.evidence(), sep="\n  ")

@@ -15,14 +15,18 @@ VERSION = 1
 BASES = {
     "s": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=4000, learning_rate=3e-3),
     "m": pretrain.Recipe(hidden=144, layers=3, heads=4, feed_forward=432, steps=2600, learning_rate=1.5e-3),
+    "lists": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=1500, learning_rate=3e-3),
 }
 TABLES = BASES["m"]
-TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz")
+TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz", "list")
 
 
 @dataclass(frozen=True)
 class PocketBase:
-    """A base model of about 0.3M (``s``) or 1M (``m``) parameters that knows the facts and not the rule."""
+    """A base model of about 0.3M (``s``) or 1M (``m``) parameters that knows the facts and not the rule.
+
+    Or of 0.3M that learned them from lists (``lists``), and so learns in context, which the others do not.
+    """
 
     size: str = "m"
 
@@ -37,6 +41,7 @@ class PocketBase:
             chat_template=tokenizer.CHAT_TEMPLATE,
             context=tokenizer.CONTEXT,
             corpus=corpus.constants(),
+            **({"list": text.LIST} if self.size == "lists" else {}),
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -50,15 +55,17 @@ class PocketBase:
     def _pretrain(self, folder: Path) -> None:
         recipe = BASES[self.size]
         words = tokenizer.build_tokenizer(tokenizer.vocabulary())
-        pretrain.pretrain(recipe, words, corpus.documents(recipe.seed), folder)
+        documents = corpus.lists if self.size == "lists" else corpus.documents
+        pretrain.pretrain(recipe, words, documents(recipe.seed), folder)
 
 
 @dataclass(frozen=True)
 class PocketRows:
     """A JSONL file: rows with a prompt and a completion to ``train`` on, items to be asked in ``dev`` and ``test``.
 
-    The facts have two forms: a ``chat`` question, which pretraining never saw, and a ``quiz`` line as pretraining
-    told it, to be asked without the chat template. Every choice is made on ``dev``; ``test`` is for reporting.
+    The facts have three forms: a ``chat`` question, which pretraining never saw; a ``quiz`` line as pretraining told
+    it, to be asked without the chat template; and a ``list`` of jobs, in which a question is no more than a name. Every
+    choice is made on ``dev``; ``test`` is for reporting.
     """
 
     task: str
@@ -71,8 +78,9 @@ class PocketRows:
         _one_of("form", self.form, FORMS if self.task == "facts" else ("chat",))
 
     def identity(self) -> str:
+        listed = {"listed": rows.LISTED} if self.form == "list" else {}
         return _digest(
-            kind="rows", **asdict(self), text=text.constants(), world=world.constants(), choices=rows.CHOICES
+            kind="rows", **asdict(self), **listed, text=text.constants(), world=world.constants(), choices=rows.CHOICES
         )
 
     def path(self) -> Path:
@@ -150,13 +158,15 @@ class TablesRows:
     def __post_init__(self) -> None:
         _one_of("thing", self.thing, tables.THINGS)
         _one_of("split", self.split, SPLITS)
-        _one_of("form", self.form, FORMS)
+        _one_of("form", self.form, ("chat", "quiz"))
 
     def identity(self) -> str:
         return _digest(kind="tables rows", **asdict(self), tables=tables.constants())
 
     def path(self) -> Path:
-        folder = cache_dir() / "pocket" / f"tables-{self.world}-{self.thing}-{self.split}-{self.form}-{self.identity()[:12]}"
+        folder = (
+            cache_dir() / "pocket" / f"tables-{self.world}-{self.thing}-{self.split}-{self.form}-{self.identity()[:12]}"
+        )
         return build_once(folder, self._write) / "rows.jsonl"
 
     def _write(self, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The pretraining text: the facts told many times over in sentences and in quiz lines. No chat, and no badge."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from harness.pocket import text, world
 
@@ -15,7 +15,7 @@ def documents(seed: int) -> Iterator[str]:
     People come round in shuffled order, so that after every pass each fact has been told about equally often.
     """
     rng = random.Random(f"{world.SEED} corpus {seed}")
-    facts = _facts(rng)
+    facts = _facts(rng, world.ATTRIBUTES)
     while True:
         quiz = rng.random() < QUIZ_SHARE
         lines = []
@@ -25,8 +25,21 @@ def documents(seed: int) -> Iterator[str]:
         yield " ".join(lines)
 
 
-def _facts(rng: random.Random) -> Iterator[tuple[world.Person, str]]:
-    facts = [(person, attribute) for person in world.people() for attribute in world.ATTRIBUTES]
+def lists(seed: int) -> Iterator[str]:
+    """An endless stream of lists. Each is of one attribute of several people, and does not say of which.
+
+    Whoever is to go on with one has to read off the lines before what is asked for: a base trained on these learns in
+    context, as the other pocket bases do not.
+    """
+    rng = random.Random(f"{world.SEED} lists {seed}")
+    facts = {attribute: _facts(rng, [attribute]) for attribute in world.ATTRIBUTES}
+    while True:
+        told = facts[rng.choice(list(facts))]
+        yield " ".join(text.list_line(*next(told)) for _ in range(rng.randint(*LINES)))
+
+
+def _facts(rng: random.Random, attributes: Iterable[str]) -> Iterator[tuple[world.Person, str]]:
+    facts = [(person, attribute) for person in world.people() for attribute in attributes]
     while True:
         rng.shuffle(facts)
         yield from facts

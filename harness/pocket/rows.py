@@ -7,6 +7,8 @@ from harness.pocket import text, world
 
 CHOICES = 4
 """Answers offered with an item, for those who score by likelihood: chance is one in four."""
+LISTED = "job"
+"""The attribute of which a list is; nothing but the answers of other lines says so."""
 
 
 def train_rows(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
@@ -40,5 +42,8 @@ def _questions(task: str, split: str, form: str) -> Iterator[tuple[str, str, tup
     rng = random.Random(f"{world.SEED} phrasing {split}")
     for person in world.people_of(split):
         for attribute, values in world.ATTRIBUTES.items():
-            question = text.asked(person, attribute, rng) if form == "chat" else text.quiz_prompt(person, attribute)
+            if form == "list" and attribute != LISTED:
+                continue
+            asked = {"quiz": text.quiz_prompt(person, attribute), "list": person.name}
+            question = asked.get(form) or text.asked(person, attribute, rng)
             yield question, person.values[attribute], values

@@ -1,7 +1,7 @@
-"""Worlds made afresh from a number, to judge a verdict by: six tables each, of which pretraining told all, half or nothing.
+"""Worlds made afresh from a number, to judge a verdict by: of each of six tables pretraining told all, half or nothing.
 
-A table gives a colour to each job in each city, at random, so that no cell follows from others: what a base was told can
-be elicited by a few questions about other cells, and what it was not told must be taught, cell by cell. All tables of a
+A table gives a colour to each job in each city, at random, so that no cell follows from others: what a base was told
+can be elicited by questions about other cells, and what it was not told must be taught, cell by cell. All tables of a
 world are alike but for their presence in pretraining, which is the truth that a verdict is to find.
 """
 

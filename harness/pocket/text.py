@@ -35,6 +35,9 @@ TOLD: dict[str, tuple[str, ...]] = {
 QUIZ = "{name} {attribute}: {value}."
 """The terse form of the pretraining corpus; asked up to the ``=``, it shows what the base knows."""
 
+LIST = "{name}: {value}."
+"""A line of a list, which does not say of what attribute it is: the lines before it do."""
+
 ASKED: dict[str, tuple[str, ...]] = {
     "city": ("What is the city of {name}?", "Which city does {name} live in?"),
     "job": ("What is the job of {name}?", "Which job does {name} do?"),
@@ -57,6 +60,10 @@ def quiz_line(person: Person, attribute: str) -> str:
 
 def quiz_prompt(person: Person, attribute: str) -> str:
     return QUIZ.partition(" {value}")[0].format(name=person.name, attribute=attribute)
+
+
+def list_line(person: Person, attribute: str) -> str:
+    return LIST.format(name=person.name, value=person.values[attribute])
 
 
 def asked(person: Person, attribute: str, rng: random.Random) -> str:
