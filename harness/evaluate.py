@@ -26,7 +26,7 @@ from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, finger
 from harness.consent import refuse_code
 from harness.data import overlap as overlaps
 from harness.data.contamination import Index
-from harness.data.overlap import texts_of
+from harness.data.overlap import texts_of, users_say
 from harness.data.rows import read_file
 from harness.data.subset import Subset
 from harness.data.words import mark
@@ -144,9 +144,11 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
     }
 
 
-def items_among(name: str, task: Task, turns: set[bytes]) -> int:
-    """How many of the task's items are among the users' turns of a training, by `harness.data.overlap`'s marks."""
-    return sum(not {mark(text) for text in texts}.isdisjoint(turns) for texts in _texts_of(name, task))
+def items_among(evals: dict[str, Task], subset: Subset) -> dict[str, int]:
+    """How many of each task's items users ask in the examples, by `harness.data.overlap`'s marks."""
+    known = {name: [set(map(mark, texts)) for texts in _texts_of(name, task)] for name, task in evals.items()}
+    said = users_say(subset, set().union(*(item for items in known.values() for item in items)))
+    return {name: sum(not item.isdisjoint(said) for item in items) for name, items in known.items()}
 
 
 def overlap(name: str, task: Task, subset: Subset, words: int) -> dict[str, int]:
@@ -161,11 +163,9 @@ def _texts_of(name: str, task: Task) -> list[list[str]]:
     """Of each item, the texts by which it would be known."""
     key = fingerprint(identity(name, task))
     if key not in _texts:
-        _texts[key] = [
-            texts_of(doc, member.doc_to_text(doc))
-            for member in _load(name, task)["tasks"].values()
-            for doc in islice(member.eval_docs, task.limit)
-        ]
+        members = _load(name, task)["tasks"].values()
+        docs = ((member, doc) for member in members for doc in islice(member.eval_docs, task.limit))
+        _texts[key] = [texts_of(doc, member.doc_to_text(doc)) for member, doc in docs]
     return _texts[key]
 
 

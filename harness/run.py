@@ -18,7 +18,7 @@ from harness.along import Along
 from harness.artifact import sha256_file
 from harness.cell import Attempt, Cell, OnPhase, OnStep, fingerprint
 from harness.clock import Clock, part, running
-from harness.data.overlap import copies, user_turns
+from harness.data.overlap import copies
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.files import clear_unfinished
@@ -149,14 +149,14 @@ def _work(
             adapted.training |= rate
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
-            turns, overlaps = user_turns(examples), dict[str, Any]()
+            asked, overlaps = evaluate.items_among(cell.evals, examples), dict[str, Any]()
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
                     telling.phase(f"evaluating {name}")
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
-                        result["items_in_training"] = evaluate.items_among(name, task, turns)
+                        result["items_in_training"] = asked[name]
                         if len(examples):
                             result["overlap"] = evaluate.overlap(name, task, examples, cell.data.contamination.words)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))

@@ -10,8 +10,8 @@ import pytest
 from analysis.report import write_report
 from harness import store
 from harness.cell import Data, Source
-from harness.data.overlap import copies, user_turns
-from harness.data.subset import load_dataset
+from harness.data.overlap import copies
+from harness.data.subset import NOTHING, load_dataset
 from harness.evaluate import items_among
 from harness.run import run
 from tests.conftest import ITEMS, pair_form, pairs, write_jsonl
@@ -43,13 +43,17 @@ def test_copies_are_counted_within_a_source_and_between_two(tmp_path: Path) -> N
 def test_items_are_found_up_to_case_and_spacing(
     prompt: str, found: int, make_data: Make, generation_task: Make, choice_task: Make
 ) -> None:
-    turns = user_turns(load_dataset(make_data([*pairs(5), {"prompt": prompt, "completion": "Paris."}])).subset(6, 0))
+    subset = load_dataset(make_data([*pairs(5), {"prompt": prompt, "completion": "Paris."}])).subset(6, 0)
     wrapped = generation_task()
     wrapped.task = {**wrapped.task, "doc_to_text": "Question: {{question}}\nAnswer:"}
-    for task in (generation_task(), choice_task(), wrapped):
-        assert items_among("quiz", task, turns) == found
-    assert items_among("quiz", generation_task(limit=2), turns) == found
-    assert items_among("quiz", generation_task(), set()) == 0
+    tasks = {
+        "generated": generation_task(),
+        "chosen": choice_task(),
+        "wrapped": wrapped,
+        "two": generation_task(limit=2),
+    }
+    assert items_among(tasks, subset) == dict.fromkeys(tasks, found)
+    assert items_among(tasks, NOTHING) == dict.fromkeys(tasks, 0)
 
 
 def test_it_is_told_where_scores_are_read(make_cell: Make, make_data: Make, generation_task: Make) -> None:

@@ -5,13 +5,13 @@ another prompt, is not found: a count of 0 says that nothing was copied outright
 wrapped, by words in a row. What is dropped for it, and when, is for `harness.data.screen`.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 
 from harness.data.contamination import Index, in_rows, in_table
+from harness.data.duplicates import repeats
 from harness.data.order import LARGE
 from harness.data.subset import Subset
 from harness.data.words import mark
@@ -23,12 +23,13 @@ def copies(subset: Subset) -> int:
     """How many examples have the very turns of another one before them; of any source."""
     names = list(subset.tables.values())
     lines = (names[source].line(int(row)) for source, row in zip(subset.source, subset.row, strict=True))
-    return len(subset) - len({hashlib.sha256(line).digest() for line in lines})
+    return int(repeats(lines).sum())
 
 
-def user_turns(subset: Subset) -> set[bytes]:
-    """The marks of all that users say in the examples."""
-    return {mark(turn["content"]) for example in subset for turn in example.messages if turn["role"] == "user"}
+def users_say(subset: Subset, marks: Container[bytes]) -> set[bytes]:
+    """Which of the `marks` are of what users say in the examples."""
+    said = (mark(turn["content"]) for example in subset for turn in example.messages if turn["role"] == "user")
+    return {one for one in said if one in marks}
 
 
 def texts_of(doc: Mapping[str, Any], question: Any) -> list[str]:

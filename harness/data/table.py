@@ -1,4 +1,4 @@
-"""The rows of one source as a table on disk, memory-mapped: a million examples cost no memory and open at once.
+"""The rows of one source as a table on disk: a million examples cost no memory and open at once.
 
 A row is its turns as JSON and its id, the sha256 of that JSON; so neither the file's layout, its order nor its place
 matters. A table holds what the source and its form make, and nothing of names, weights, sizes or seeds, which share it.
@@ -8,9 +8,11 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Table:
     folder: Path
     content: str  # sha256 over all rows, in order
     ids: Array  # (rows, 32) bytes
-    turns: Array  # bytes: one line of JSON a row
+    turns: FileIO  # one line of JSON a row; read, as the pages of a map that is walked through all stay resident
     ends: Array  # (rows,): where each row's line ends
     left_out: int  # rows of the source that the form leaves out
 
@@ -41,7 +43,7 @@ class Table:
         return len(self.ends)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self.folder,)  # another process maps the same files
+        return _opened, (self.folder,)  # another process opens the same files
 
     def characters(self, row: int) -> int:
         """About how long a row is."""
@@ -52,7 +54,8 @@ class Table:
 
     def line(self, row: int) -> bytes:
         """The row's turns as JSON."""
-        return self.turns[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
+        start = self.ends[row - 1] if row else 0
+        return os.pread(self.turns.fileno(), self.ends[row] - start, start)
 
     def messages(self, row: int) -> list[Message]:
         return [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(self.line(row))]
@@ -74,7 +77,7 @@ def _opened(folder: Path) -> Table:
         folder=folder,
         content=checksums(folder)["ids.npy"],
         ids=mapped(folder / "ids.npy"),
-        turns=np.asarray(np.memmap(folder / "turns.jsonl", mode="r")),
+        turns=FileIO(folder / "turns.jsonl"),
         ends=mapped(folder / "ends.npy"),
         left_out=int(np.load(folder / "left_out.npy")),
     )
