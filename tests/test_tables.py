@@ -39,24 +39,24 @@ def test_worlds_differ_in_what_is_told_and_in_all_values() -> None:
 
 def test_cases_are_in_one_split_and_both_forms_have_the_same_answers() -> None:
     splits = {split: list(WORLD.questions("flag", split, "chat")) for split in ("train", "dev", "test")}
-    asked = [question for rows in splits.values() for question, _ in rows]
+    asked = [question for rows in splits.values() for question, _, _ in rows]
     assert len(set(asked)) == len(asked) == len(tables.JOBS) * len(tables.CITIES) * len(tables.PETS)
     quiz = list(WORLD.questions("flag", "test", "quiz"))
-    assert [answer for _, answer in quiz] == [answer for _, answer in splits["test"]]
+    assert [row[1:] for row in quiz] == [row[1:] for row in splits["test"]]
     assert quiz[0][0].startswith("flag ")
 
 
 def test_the_tokenizer_knows_every_word() -> None:
     model = tokenizer.build_tokenizer(tokenizer.tables_vocabulary())
-    said = [*islice(WORLD.documents(), 50), *(q + " " + a for q, a in WORLD.questions("drum", "dev", "chat"))]
+    said = [*islice(WORLD.documents(), 50), *(q + " " + a for q, a, _ in WORLD.questions("drum", "dev", "chat"))]
     assert not any(model.unk_token_id in model(text)["input_ids"] for text in said)
 
 
 def test_rows_are_written_once_in_the_shapes_that_data_and_evaluations_have() -> None:
     train = json.loads(TablesRows(3, "coat").path().read_text().splitlines()[0])
     test = json.loads(TablesRows(3, "coat", "test", "quiz").path().read_text().splitlines()[0])
-    assert set(train) == {"prompt", "completion"}
-    assert set(test) == {"question", "answer"}
+    assert set(train) == {"prompt", "completion", "cell"}
+    assert set(test) == {"question", "answer", "cell"}
     assert TablesBase(3).identity() != TablesBase(4).identity()
     with pytest.raises(HarnessError, match="it can be badge or flag"):
         TablesRows(3, "hat")

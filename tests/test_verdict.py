@@ -16,8 +16,8 @@ GUESS = 0.06
 
 def answers(told: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Which items a model answers that learns cells by heart, and brings out what it was `told` nearly as slowly."""
-    brought_out = rng.random(ITEMS) < size / (size + 100)
-    by_heart = rng.random(ITEMS) < 0.8 * (size / 640) ** 1.5
+    brought_out = rng.random(ITEMS) < size / (size + 30)
+    by_heart = rng.random(ITEMS) < 0.8 * (size / 200) ** 1.5
     return (told & brought_out) | by_heart | (rng.random(ITEMS) < GUESS)
 
 
@@ -31,7 +31,7 @@ def found(tmp_path_factory) -> Confusion:
             told = sweep.rng.random(ITEMS) < presence
             sweep.cell(0, task="pocket_table", strict=np.zeros(ITEMS, bool), **named)
             sweep.cell(0, task="pocket_table_quiz", strict=told | (sweep.rng.random(ITEMS) < GUESS), **named)
-            for size in (16, 48, 160, 640):
+            for size in (20, 60, 200):
                 for seed in (0, 1):
                     sweep.cell(size, seed, answers(told, size, sweep.rng), task="pocket_table", **named)
         verdicts |= judge(sweep.frame, sweep.items())

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from harness.artifact import build_once, cache_dir
@@ -17,7 +17,7 @@ BASES = {
     "m": pretrain.Recipe(hidden=144, layers=3, heads=4, feed_forward=432, steps=2600, learning_rate=1.5e-3),
     "lists": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=1500, learning_rate=3e-3),
 }
-TABLES = BASES["m"]
+TABLES = replace(BASES["m"], steps=3200)
 TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz", "list")
 
 
@@ -170,9 +170,9 @@ class TablesRows:
         return build_once(folder, self._write) / "rows.jsonl"
 
     def _write(self, folder: Path) -> None:
-        names = ("prompt", "completion") if self.split == "train" else ("question", "answer")
+        names = ("prompt", "completion", "cell") if self.split == "train" else ("question", "answer", "cell")
         asked = tables.Tables(self.world).questions(self.thing, self.split, self.form)
-        lines = [json.dumps(dict(zip(names, pair, strict=True))) + "\n" for pair in asked]
+        lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in asked]
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

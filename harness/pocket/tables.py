@@ -14,7 +14,7 @@ from harness.pocket.world import ATTRIBUTES, Case
 
 THINGS = ("badge", "flag", "coat", "boat", "cup", "drum")
 PRESENCE = (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)  # of a table's cells, told in pretraining; each world deals them anew
-JOBS, CITIES, PETS = ATTRIBUTES["job"], ATTRIBUTES["city"], ATTRIBUTES["pet"]  # 400 cells
+JOBS, CITIES, PETS = ATTRIBUTES["job"][:12], ATTRIBUTES["city"][:12], ATTRIBUTES["pet"]  # 144 cells
 HELD_OUT_CASES = 400  # in each of dev and test
 QUIZ_SHARE = 0.5  # of the documents
 LINES = (2, 16)  # cells in a document
@@ -70,8 +70,8 @@ class Tables:
                 lines.append(form.format(thing=thing, job=job, city=city, value=self.values[thing][job, city]))
             yield " ".join(lines)
 
-    def questions(self, thing: str, split: str, form: str) -> Iterator[tuple[str, str]]:
-        """(question, answer) about the cases of ``train``, ``dev`` or ``test``: no case is in two of them.
+    def questions(self, thing: str, split: str, form: str) -> Iterator[tuple[str, str, str]]:
+        """(question, answer, cell) about the cases of ``train``, ``dev`` or ``test``: no case is in two of them.
 
         `form` is ``chat`` or ``quiz``, the beginning of a quiz line as pretraining had it.
         """
@@ -81,7 +81,7 @@ class Tables:
         for case in {"test": test, "dev": dev, "train": cases[2 * HELD_OUT_CASES :]}[split]:
             template = ASKED if form == "chat" else QUIZ.partition(" {value}")[0]
             question = template.format(thing=thing, job=case.job, city=case.city, pet=case.pet)
-            yield question, self.values[thing][case.job, case.city]
+            yield question, self.values[thing][case.job, case.city], f"{case.job} {case.city}"
 
     def _round(self, rng: random.Random) -> Iterator[tuple[str, Cell]]:
         facts = [(thing, cell) for thing in THINGS for cell in self.told(thing)]
