@@ -192,7 +192,7 @@ def test_every_shipped_sweep_composes(name, scale):
     assert {c.base.name for c in cells} == {c.base.name for c in cells if c.method.name == "base"}
     if scale:
         assert {c.sweep for c in cells} == {f"{name}-pocket"}
-        assert {c.base.name for c in cells} <= {"pocket-s", "pocket-m"}
+        assert all(c.base.name.startswith(("pocket-", "tables-")) for c in cells)
         assert len(cells) <= 24
 
 
