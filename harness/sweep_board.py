@@ -138,6 +138,8 @@ def plotted(sheets: Sheets) -> dict[str, tuple[str, list[Line]]]:
         lines = _lines(group[~level])
         lines += [(str(p["curve"]), ends, [p["score"]] * 2) for p in group[level].to_dict("records")]
         place, title = "/".join(map(safe, (task, metric, filter_))), f"{task}, {ruler(metric, filter_)}"
+        while f"curves/{place}" in plots:  # names that differ in nothing that W&B takes
+            place += "-"
         plots[f"curves/{place}"] = title, lines
         laws = sheets.fits[(sheets.fits[RULER] == list(key)).all(axis=1)]
         if len(laws):
@@ -166,8 +168,8 @@ def rows(table: pd.DataFrame) -> list[list[Any]]:
 
 
 def safe(name: str) -> str:
-    """A name of ours as part of W&B's: they become paths and identifiers there."""
-    return re.sub(r"[^\w.-]+", "-", name).lstrip(".") or "-"
+    """A name of ours as part of W&B's, where they become paths, and a dot would nest them."""
+    return re.sub(r"[^\w-]+", "-", name) or "-"
 
 
 @contextlib.contextmanager
