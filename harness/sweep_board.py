@@ -162,7 +162,7 @@ def line_series(title: str, lines: list[Line]) -> Any:
     return wandb.plot.line_series(decades, ys, keys, title=title, xname="examples (log10)")
 
 
-def rows(table: pd.DataFrame) -> list[list[Any]]:
+def rows(table: pd.DataFrame) -> list[Any]:
     """The cells of a sheet as plain data, row by row."""
     return [list(row) for row in table.itertuples(index=False, name=None)]
 

@@ -139,15 +139,24 @@ def test_an_evaluation_added_later_is_told_too(cell: Cell, sync: Harness, genera
     assert "0 runs sent" in sync(cell.run.root, "--mode=offline")[1]
 
 
-def test_the_report_is_told_as_the_sweep_would_have(cell: Cell, make_cell: Make, sync: Harness) -> None:
+def test_the_report_is_told_as_it_was_and_names_no_host(
+    cell: Cell, make_cell: Make, sync: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep = run(cell).parents[3]
     run(make_cell("base", data=cell.data, evals=cell.evals))
-    draw(sweep, Wandb("offline", project="mine"))
+    draw(sweep, cell.wandb)
+    assert not files(sweep), "as the sweep's mode says"
+    monkeypatch.setattr(sys, "argv", ["harness", "report", str(sweep), "--wandb=offline"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
     (live,) = files(sweep)
+    assert not re.search(rf"(?<!\w){re.escape(socket.gethostname())}\b", (sweep / "report.html").read_text())
     status, out, err = sync(sweep, "--mode=offline")
     assert (status, "3 runs sent, 0 were there already" in out) == (0, True), err
     (replayed,) = set(files(sweep)) - {live}
     first, second = (without_times(read_run(file)) for file in (live, replayed))
+    assert sorted(first["artifacts"][f"{cell.sweep}-report"][1]) == ["curves.png", "points.csv", "report.html"]
     for told in (first, second):
         assert [row["examples"] for row in told["history"]] == [4]
     assert first == second
