@@ -3,8 +3,8 @@
 Everything is from `analysis.findings` and `analysis.choice`; here it is put into the words and shapes of a page.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Conclusions:
-    """`fits`, `shares` and `measures` are tables as `analysis.figures` describes them."""
+    """`fits`, `shares` and `measures` are tables as `analysis.figures` describes them.
+
+    `findings` are all that was found, gain or none, and `choices` which law each gaining curve supports, by its key.
+    """
 
     rows: tuple[Row, ...] = ()  # curves that gain
     others: tuple[str, ...] = ()  # of those that do not for sure, a sentence each
@@ -43,6 +46,8 @@ class Conclusions:
     fits: pd.DataFrame | None = None
     shares: pd.DataFrame | None = None
     measures: pd.DataFrame | None = None
+    findings: tuple[Finding, ...] = ()
+    choices: Mapping[tuple[str, ...], Choice] = field(default_factory=dict)
 
 
 def conclude(frame: pd.DataFrame, items: Items) -> Conclusions:
@@ -63,6 +68,8 @@ def conclude(frame: pd.DataFrame, items: Items) -> Conclusions:
         fits=_table([row for one in gaining for row in _fit_rows(one.curve, choices[one.curve.series.key])]),
         shares=_table([row for one in gaining for row in _share_rows(one.curve)]),
         measures=_table([row for one in gaining for row in _measure_rows(one, curves)]),
+        findings=tuple(found),
+        choices=choices,
     )
 
 
@@ -71,7 +78,7 @@ def conclude(frame: pd.DataFrame, items: Items) -> Conclusions:
 
 def law_of(curve: Sampled) -> Choice:
     """Which law of error against size, if any; the standard errors are those of the draws."""
-    error, drawn = _errors(curve)
+    error, drawn = errors(curve)
     proportion = _proportion(curve.series)
     spread = drawn.std(axis=0)
     if not proportion and curve.series.better > 0:
@@ -79,7 +86,7 @@ def law_of(curve: Sampled) -> Choice:
     return choose(curve.series.sizes, error, spread if (spread > 0).all() else None, share=proportion)
 
 
-def _errors(curve: Sampled) -> tuple[np.ndarray, np.ndarray]:
+def errors(curve: Sampled) -> tuple[np.ndarray, np.ndarray]:
     """[S] and [B, S]: 1 - score above chance of a share of right answers, else the loss as it is."""
     if not _proportion(curve.series):
         return curve.series.scores, curve.draws.scores
@@ -105,7 +112,7 @@ def _fit_rows(curve: Sampled, choice: Choice) -> list[dict[str, object]]:
     """The supported law as it was before it saw the largest sizes, drawn through all of them."""
     if choice.supported is None:
         return []
-    sizes, (_, drawn) = curve.series.sizes, _errors(curve)
+    sizes, (_, drawn) = curve.series.sizes, errors(curve)
     held = choice.splits[0].held
     shown = fit(choice.supported.law, choice.supported.points.where(~held))
     at = np.unique(np.concatenate([grid(choice.supported.points, 60), sizes]))
@@ -122,7 +129,7 @@ def _fit_rows(curve: Sampled, choice: Choice) -> list[dict[str, object]]:
 def beyond(curve: Sampled, law: Fit) -> str:
     """What the law says one decade beyond the largest size, in a sentence."""
     far = curve.series.sizes[-1] * DECADE
-    drawn = law.refit(_errors(curve)[1]).predict(np.array([far]))[:, 0]
+    drawn = law.refit(errors(curve)[1]).predict(np.array([far]))[:, 0]
     value = law.predict(np.array([far]))[0]
     told = Estimate.of(float(_scores(curve.series, value)), _scores(curve.series, drawn))
     given = f"{brief(far)} examples would give {told.words()}, were no other law true"

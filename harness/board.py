@@ -1,18 +1,17 @@
-"""The mirror on Weights & Biases: one run a cell, one run a sweep with score against number of examples.
+"""The mirror on Weights & Biases: one run a cell, and the thread and settings by which a sweep's run goes there too.
 
-Only this file and `harness.replay` import wandb. Truth lies in the cells' records: W&B may be offline, down or absent,
-and no cell notices. Every call here puts work on one background thread of the process and returns, so that neither
-W&B's start (about one second a process) nor its network is ever waited for by training. What fails is logged once as a
-warning, and that run becomes silent. Offline runs lie in ``<folder>/wandb`` and go up later with ``wandb sync``;
-`harness sync` fills in what never went up.
+Only this file, `harness.sweep_board` (the sweep's run) and `harness.replay` import wandb. Truth lies in the cells'
+records: W&B may be offline, down or absent, and no cell notices. Every call here puts work on one background thread of
+the process and returns, so that neither W&B's start (about one second a process) nor its network is ever waited for by
+training. What fails is logged once as a warning, and that run becomes silent. Offline runs lie in ``<folder>/wandb``
+and go up later with ``wandb sync``; `harness sync` fills in what never went up.
 
 Nothing about the machine or the command is sent: no arguments, environment, host name, code, git state, packages,
-console output or system statistics. A run holds only the config, losses, scores, table and figure it is given.
+console output or system statistics. A run holds only the config, losses, scores, tables and files it is given.
 """
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import urllib.error
@@ -23,9 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from harness.cell import LEVELS, Wandb, fingerprint
+from harness.cell import Wandb
 from harness.errors import HarnessError
 from harness.secrets import redacted
 
@@ -50,6 +47,7 @@ class Told:
     history: list[dict[str, Any]] = field(default_factory=list)  # a row a step, the step's number in it as `step`
     summary: dict[str, Any] = field(default_factory=dict)  # scores and counts by name
     status: str = "ok"  # or failed, diverged, preempted
+    job_type: str | None = None  # what kind of run it is among those of its group
 
 
 class CellRun:
@@ -100,7 +98,7 @@ def close(run: Any, summary: dict[str, Any], status: str) -> None:
 
 def open_cell(settings: Wandb, told: Told, folder: Path) -> CellRun:
     """Open the run of one cell, to be told its history and summary as they come; its files go to `folder`."""
-    if _mode(settings) == "disabled":
+    if is_off(settings):
         return CellRun()
     line = _line(os.getpid())
     return CellRun(line, line.put("open", lambda: line.open(settings, folder, told)))
@@ -111,7 +109,7 @@ def tell_scores(settings: Wandb, told: Told, folder: Path) -> None:
 
     An offline file knows nothing of the one before, which it replaces when both go up: it gets everything.
     """
-    if _mode(settings) == "disabled":
+    if is_off(settings):
         return
     line = _line(os.getpid())
 
@@ -124,67 +122,18 @@ def tell_scores(settings: Wandb, told: Told, folder: Path) -> None:
     line.put("scores", tell)
 
 
-def log_curves(settings: Wandb, *, sweep: str, points: pd.DataFrame, figure: Path, folder: Path) -> None:
-    """Draw score against data size on W&B: one run a sweep, one history row a size, over the step metric `examples`.
-
-    `points` is `analysis.points.points`' table and `figure` a PNG. A series is named
-    ``task/metric/filter/base/method``, with data and variant added where the sweep has more than one. What has no size,
-    as the base's own score, is repeated in every row and so shows as the level line it is. Waits until all is written,
-    at most `FINISH_SECONDS`.
-    """
-    if _mode(settings) == "disabled":
-        return
+def tell_of_sweep(settings: Wandb, told: Told, folder: Path, write: Callable[[Any], None]) -> None:
+    """Open a run for `told`, which `write` fills and closes. Waits until all is written, at most `FINISH_SECONDS`."""
     line = _line(os.getpid())
 
-    def draw() -> None:
-        told = curves_of(sweep, points)
+    def tell() -> None:
         run = line.open(settings, folder, told)
         address = run.url
-        write_curves(run, told, points, figure)
-        log.info("W&B: curves of %s in %s", sweep, address or Path(folder, "wandb"))
+        write(run)
+        log.info("W&B: %s in %s", told.name, address or Path(folder, "wandb"))
 
-    line.put("curves", draw)
+    line.put("report", tell)
     settle(FINISH_SECONDS)
-
-
-def curves_of(sweep: str, points: pd.DataFrame) -> Told:
-    """The run of a sweep's curves. Its summary tells these points from those of another day."""
-    rows = history(points)
-    run_id = f"curves-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
-    return Told(
-        run_id, f"{sweep} curves", sweep, {"sweep": sweep}, history=rows, summary={"points_sha256": fingerprint(rows)}
-    )
-
-
-def write_curves(run: Any, told: Told, points: pd.DataFrame, figure: Path) -> None:
-    """Rows, table and figure into a wandb Run, and finish it; see `log_curves`."""
-    import wandb
-
-    run.define_metric("examples")
-    run.define_metric("*", step_metric="examples")
-    cells = points.astype(object).where(points.notna(), None)
-    table = wandb.Table(columns=list(points.columns), data=list(cells.to_numpy().tolist()))
-    for row in told.history[:-1]:
-        run.log(row)
-    run.log({**told.history[-1], "points": table, "figure": wandb.Image(str(figure))})
-    close(run, told.summary, told.status)
-
-
-def history(points: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of `log_curves`, one a size in ascending order: ``{"examples": n, "<series>": score, ...}``."""
-    with_data = points[~points["method"].isin(LEVELS)]["data"].nunique() > 1
-    by_size: dict[int, dict[str, Any]] = {}
-    levels: dict[str, float] = {}
-    for p in points.dropna(subset=["score"]).to_dict("records"):
-        names = [p["task"], p["metric"], p["filter"], p["base"], p["method"]]
-        if p["method"] in LEVELS:
-            names += [p["variant"]] if p["variant"] else []
-            levels["/".join(names)] = float(p["score"])
-            continue
-        names += [p["data"]] if with_data else []
-        names += [p["variant"]] if p["variant"] else []
-        by_size.setdefault(int(p["size"]), {})["/".join(names)] = float(p["score"])
-    return [{"examples": size, **levels, **by_size[size]} for size in sorted(by_size)] or [{"examples": 0, **levels}]
 
 
 def settle(seconds: float = 30.0) -> bool:
@@ -287,6 +236,7 @@ def init(settings: Wandb, folder: Path, mode: str, told: Told, resume: str | Non
         id=told.run_id,
         name=told.name,
         group=told.group,
+        job_type=told.job_type,
         config=told.config,
         tags=told.tags,
         resume=resume,  # type: ignore[arg-type]
@@ -328,10 +278,11 @@ def _line(pid: int) -> _Line:
     return _Line()
 
 
-def _mode(settings: Wandb) -> str:
+def is_off(settings: Wandb) -> bool:
+    """Whether W&B is told nothing, known without importing it; refuses a mode that there is not."""
     if settings.mode not in MODES:
         raise HarnessError(f"wandb.mode={settings.mode!r}: choose one of {', '.join(MODES)}")
-    return settings.mode
+    return "disabled" in (settings.mode, os.environ.get("WANDB_MODE") if settings.mode == "auto" else "")
 
 
 def _quiet() -> dict[str, Any]:

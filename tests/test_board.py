@@ -1,6 +1,5 @@
-"""The W&B mirror: what an offline run holds, read back from its file, and that a broken W&B costs a cell nothing."""
+"""The W&B mirror of a cell: what an offline run holds, read back, and that a broken W&B costs a cell nothing."""
 
-import json
 import os
 import re
 import socket
@@ -11,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from omegaconf import OmegaConf
-from PIL import Image
 
 from harness import board
 from harness.cell import Wandb
@@ -101,40 +98,6 @@ def test_failed_cell_is_marked_so(tmp_path: Path) -> None:
     assert board.settle()
     read = the_run(tmp_path)
     assert (read["exit"], read["tags"]) == (1, ["diverged"])
-
-
-def curve_points() -> pd.DataFrame:
-    """As `analysis.curves.points` gives: a base and two sizes of one method."""
-    shared = {"base": "pocket-m", "task": "facts", "metric": "exact_match", "filter": "strict-match", "variant": ""}
-    rows = [{**shared, "data": "none", "method": "base", "size": 0, "score": 0.1, "seed_sd": float("nan")}]
-    rows += [{**shared, "data": "d", "method": "sft", "size": n, "score": s} for n, s in ((100, 0.7), (10, 0.3))]
-    return pd.DataFrame(rows)
-
-
-def test_sweep_draws_score_against_examples(tmp_path: Path) -> None:
-    figure = tmp_path / "curves.png"
-    Image.new("RGB", (8, 8)).save(figure)
-    board.log_curves(OFFLINE, sweep="pocket", points=curve_points(), figure=figure, folder=tmp_path)
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*-curves-*")
-    read = the_run(tmp_path, folder.name.split("-", 3)[3])
-    sft, base = "facts/exact_match/strict-match/pocket-m/sft", "facts/exact_match/strict-match/pocket-m/base"
-    assert [(h["examples"], h[sft], h[base]) for h in read["history"]] == [(10, 0.3, 0.1), (100, 0.7, 0.1)]
-    assert read["steps"] == {"examples": "", "*": "examples"}
-    assert read["history"][-1]["points/_type"] == "table-file"
-    assert read["history"][-1]["figure/_type"] == "image-file"
-    assert read["group"] == "pocket"
-    (stored,) = folder.glob("files/media/table/*.json")
-    assert len(json.loads(stored.read_text())["data"]) == 3
-
-
-def test_series_name_data_and_variant_where_they_differ() -> None:
-    points = curve_points()
-    points.loc[2, ["data", "variant"]] = "other", "lr=0.1"
-    head = "facts/exact_match/strict-match/pocket-m"
-    assert board.history(points) == [
-        {"examples": 10, f"{head}/base": 0.1, f"{head}/sft/other/lr=0.1": 0.3},
-        {"examples": 100, f"{head}/base": 0.1, f"{head}/sft/d": 0.7},
-    ]
 
 
 def test_settings_are_a_structured_config_and_a_wrong_mode_is_told(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ ROWS = [
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
     | {"harness.mirror", "harness.neftune"},
     {"harness.rollouts"},
-    {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"},
+    {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"}
+    | {"harness.sweep_board"},
     {"harness.methods"},
     {"harness.prompts", "harness.weights", "harness.watch"},
     {"harness.lm", "harness.vllm"},
@@ -41,7 +42,7 @@ ROWS = [
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
     "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
-    "wandb": {"harness.board", "harness.replay"},
+    "wandb": {"harness.board", "harness.replay", "harness.sweep_board"},
     "peft": {"harness.tuning", "harness.lowrank"},
     "matplotlib": {"analysis"},
     "trl": {"harness.rl"},

@@ -41,12 +41,20 @@ def read_run(file: Path) -> dict[str, Any]:
         assert time.monotonic() < patience, f"{file} was never finished"
         time.sleep(0.01)
     run: dict[str, Any] = {"history": [], "summary": {}, "config": {}, "steps": {}, "exit": None}
+    run |= {"charts": {}, "artifacts": {}}  # preset and labels by key; (type, {file: (MD5 in base64, copy)}) by name
     for record in records(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run |= {"id": record.run.run_id, "name": record.run.display_name, "group": record.run.run_group}
-            run |= {"host": record.run.host, "tags": sorted(record.run.tags)}
+            run |= {"job_type": record.run.job_type, "host": record.run.host, "tags": sorted(record.run.tags)}
             run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "config":
+            for item in record.config.update:
+                panel = json.loads(item.value_json)["panel_config"]
+                run["charts"][item.nested_key[-1]] = panel["panelDefId"], panel["stringSettings"]
+        elif kind == "artifact":
+            held = {one.path: (one.digest, one.local_path) for one in record.artifact.manifest.contents}
+            run["artifacts"][record.artifact.name] = record.artifact.type, held
         elif kind == "history":
             run["history"].append(_items(record.history.item))
         elif kind == "summary":

@@ -11,7 +11,9 @@ from harness import ranks
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.cell import Cell, Engine
+    import pandas as pd
+
+    from harness.cell import Cell, Engine, Wandb
     from harness.engines.worker import Outcome
 
 
@@ -68,8 +70,8 @@ def one_engine(cells: "list[Cell]") -> "Engine":
     return engine
 
 
-def draw(folder: Path, mirror: "Cell | None" = None, against: str = "") -> None:
-    """Report and figures from the records; with `mirror`, the sweep's curves go to W&B as that cell's settings say.
+def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
+    """Report and figures from the records; with `wandb`, the report goes to W&B as those settings say.
 
     With `against`, beside what that paper published, and what differs is also printed.
     """
@@ -77,10 +79,10 @@ def draw(folder: Path, mirror: "Cell | None" = None, against: str = "") -> None:
         return
     from analysis import protocol
     from analysis.conclusions import conclude
-    from analysis.points import points, telling
+    from analysis.points import points
     from analysis.published import compare
     from analysis.report import write_report
-    from harness import board
+    from harness.board import is_off
     from harness.items import load_items
     from harness.standing import SWEEP
     from harness.store import load_along, provenance, read_json
@@ -93,16 +95,35 @@ def draw(folder: Path, mirror: "Cell | None" = None, against: str = "") -> None:
         beside = compare(against, table.to_dict("records"), protocol.of_point(frame, found))
         print(f"{beside.title}: {beside.summary}", *beside.lines(), sep="\n")
     facts = read_json(about) if about.exists() else {"command": typed("report", [str(folder)]), "hypothesis": ""}
+    concluded = conclude(frame, load_items(folder, frame))
+    here = {name: value for name, value in provenance().items() if name != "host"}  # the page is there to be shown
     page = write_report(
-        frame, folder, along=load_along(folder), sweep=folder.name, provenance=provenance(),
-        command=facts["command"], hypothesis=facts["hypothesis"], against=beside,
-        conclusions=conclude(frame, load_items(folder, frame)),
+        frame, folder, along=load_along(folder), sweep=folder.name, provenance=here,
+        command=facts["command"], hypothesis=facts["hypothesis"], against=beside, conclusions=concluded,
         fixed=protocol.held_fixed(asked for cell in found.values() for asked in cell.values()),
     )  # fmt: skip
     figure = folder / "curves.png"
-    if mirror and figure.exists():
-        board.log_curves(mirror.wandb, sweep=mirror.sweep, points=telling(table), figure=figure, folder=folder)
+    if wandb and not is_off(wandb):
+        from analysis.sheets import sheets
+        from harness.sweep_board import Report, log_report
+
+        log_report(wandb, Report(group_of(frame, folder), sheets(table, concluded), folder))
     print(page, *([figure] if figure.exists() else []), sep="\n")
+
+
+def group_of(frame: "pd.DataFrame", folder: Path) -> str:
+    """The sweep's name as its cells keep it, which the folder may have been renamed from."""
+    kept = frame["sweep"].unique()
+    return str(kept[0]) if len(kept) == 1 else folder.name
+
+
+def kept_wandb(cell: Path) -> "Wandb":
+    """The settings for W&B that a cell keeps in its folder, whether it is done or was only tried."""
+    from harness.cell import Wandb
+    from harness.store import ATTEMPT, RECORD, read_json
+
+    kept = next(cell / name for name in (RECORD, ATTEMPT) if (cell / name).exists())
+    return Wandb(**read_json(kept)["cell"]["wandb"])
 
 
 def load_frame(folder: Path):  # a DataFrame; pandas is imported only when needed

@@ -50,5 +50,5 @@ def main(arguments: list[str]) -> int:
     failed = not_done(engine.run_cells(waiting))
     scored, before = len(waiting) - len(failed), len(asked_of) - len(waiting)
     print(f"{scored} cells scored on {', '.join(asked.evals)}, {before} had been before")
-    draw(parsed.runs, mirror=cells[0] if waiting else None)
+    draw(parsed.runs, wandb=cells[0].wandb if waiting else None)
     return print_failed(failed)

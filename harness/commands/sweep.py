@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     ranks.agree(lambda: write_json(folder / SWEEP, {**about, "cells": plan_of(cells, folder)}))
     outcomes = engine.run_cells(waiting)
     ranks.agree(lambda: [retention.prune(cell) for cell in cells])
-    draw(folder, mirror=cells[0] if outcomes else None)
+    draw(folder, wandb=cells[0].wandb if outcomes else None)
     left = [p for p in planned if p.state in plans.FAILED and p.cell not in waiting]
     for p in left:
         print(f"{p.state} before: {p.cell.folder()}; --retry-failed runs it again", file=sys.stderr)

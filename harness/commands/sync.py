@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import board, lease, mirror, store
+from harness import lease, mirror, store
 from harness.board import Told
 from harness.cell import Wandb
-from harness.commands.common import new_parser
+from harness.commands.common import kept_wandb, new_parser
 from harness.errors import HarnessError
 from harness.replay import Replay, SyncError, Write, write_cell
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser = new_parser(
         "sync",
         "Fill in on W&B what an interrupted or offline sweep lacks there: each cell below RUNS that is done or failed "
-        "is replayed from its files, history and all, and so are the curves. What W&B has already is left alone.",
+        "is replayed from its files, history and all, and so is the report. What W&B has already is left alone.",
         "harness sync runs/pocket",
     )
     parser.add_argument("runs", metavar="RUNS", type=Path)
@@ -65,7 +65,7 @@ def _sync(sweep: Path, folders: list[Path], parsed: argparse.Namespace) -> None:
         return
     settings, group = _settings(next(iter(found)), parsed), next(iter(found.values())).group
     replay = Replay(settings)
-    items = [Item(told, folder, write_cell, True) for folder, told in found.items()] + _curves(sweep, group)
+    items = [Item(told, folder, write_cell, True) for folder, told in found.items()] + _report(sweep, group)
     waiting = [i for i in items if not replay.has_receipt(i.told, i.folder)]
     held = replay.held(group) if waiting else {}
     sent = 0
@@ -86,18 +86,23 @@ def _sync(sweep: Path, folders: list[Path], parsed: argparse.Namespace) -> None:
 
 def _settings(cell: Path, parsed: argparse.Namespace) -> Wandb:
     """Those of the sweep, as one of its cells keeps them, with what the command line says instead."""
-    kept = next(cell / name for name in (store.RECORD, store.ATTEMPT) if (cell / name).exists())
-    own = store.read_json(kept)["cell"]["wandb"]
-    return Wandb(parsed.mode, parsed.project or own["project"], parsed.entity or own["entity"])
+    own = kept_wandb(cell)
+    return Wandb(parsed.mode, parsed.project or own.project, parsed.entity or own.entity)
 
 
-def _curves(sweep: Path, name: str) -> list[Item]:
-    """The run of the sweep's curves, where they have been drawn."""
-    figure = sweep / "curves.png"
-    if not figure.exists():
+def _report(sweep: Path, name: str) -> list[Item]:
+    """The run of the sweep's report, where that has been drawn."""
+    if not (sweep / "report.html").exists():
         return []
-    from analysis.points import points, telling
+    from analysis.conclusions import conclude
+    from analysis.points import points
+    from analysis.sheets import sheets
+    from harness.items import load_items
+    from harness.sweep_board import Report, write_report
 
-    table = telling(points(store.load(sweep)))
-    told = board.curves_of(name, table)
-    return [Item(told, sweep, lambda run, told, _: board.write_curves(run, told, table, figure), False)]
+    frame = store.load(sweep)
+    report = Report(name, sheets(points(frame), conclude(frame, load_items(sweep, frame))), sweep)
+    if why := report.credential():
+        print(why, file=sys.stderr)
+        return []
+    return [Item(report.told(), sweep, lambda run, *_: write_report(run, report), False)]
