@@ -131,6 +131,29 @@ def test_bases_side_by_side_are_a_table_and_a_sentence_of_text(tmp_path: Path) -
     assert "Which base?" not in write(sweep(), tmp_path, conclusions=Conclusions())
 
 
+def test_the_page_says_which_differences_stand_and_among_how_many(tmp_path: Path) -> None:
+    """One method is far better than two that are alike, and a base far better than another: 3 and 3 tests together."""
+    made = Sweep(tmp_path / "runs")
+    for base, lift in (("b", 0.0), ("c", 0.2)):
+        made.cell(0, strict=0.1, base=base)
+        for method, score in (("sft", 0.7), ("dpo", 0.3), ("icl", 0.3)):
+            made.curve({10: 0.2, 100: score + lift}, base=base, method=method, noise=0.003)
+    found = conclude(made.frame[made.frame["base"] == "b"], made.items()).compared
+    (pairs,) = found.pairs
+    assert pairs.words().startswith("Between methods: of 3 differences tested together 2 stand: sft over ")
+    page = write(made.frame, tmp_path, conclusions=conclude(made.frame, made.items()))
+    section = page[page.index("Which differences stand") : page.index("Every point")]
+    assert "Between bases: of 3 differences tested together 3 stand: c over b by 0." in section
+    assert "Between methods: of 6 differences tested together 4 stand" in section
+    rows = re.findall(r'<tr><th scope="row">(.*?) less (.*?)</th>.*?<td>(yes|no)</td><td>item by item</td>', section)
+    assert len(rows) == 9
+    assert {row[2] for row in rows if {"dpo", "icl"} == set(row[:2])} == {"no"}
+    kept = pd.read_csv(tmp_path / "pairs.csv")
+    assert (kept["tests"] == [3] * 3 + [6] * 6).all()
+    assert (kept["p_holm"] >= kept["p"]).all()
+    assert "Which differences stand" not in write(sweep(), tmp_path)
+
+
 def test_every_figure_is_named_for_those_who_hear_it(tmp_path: Path) -> None:
     page = write(sweep(), tmp_path)
     for opening in re.findall(r"<svg [^>]*>", page):
