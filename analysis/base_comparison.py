@@ -6,12 +6,13 @@ the same items, and draws are shared, so that ranks are counted draw by draw.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.elicitation import Sampled, crossing, examples, gain, isotonic, reached, shown_variants
+from analysis.points import LEVEL, names
 from analysis.sample import DRAWS, Estimate, Point, Series, draws
 from harness.items import Asked
 
@@ -31,20 +32,32 @@ class Standing:
     ninety: Estimate
     head_start: Estimate  # examples after which the base with the lowest start is where this one begins
     ranks: tuple[float, ...]  # probability of being first, second, ... with `size` examples
+    key: tuple[str, ...]  # of its curve
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """The first and the last place that it may have: those between the tails of 2.5% of the draws each."""
+        tail, upto = (1 - LEVEL) / 2, np.cumsum(self.ranks)
+        return int(np.argmax(upto > tail)) + 1, int(np.argmax(upto >= 1 - tail - 1e-9)) + 1
 
 
 @dataclass(frozen=True)
 class Ranking:
     task: str
     method: str
+    variant: str  # what tells it from others
     data: str
     standings: tuple[Standing, ...]  # the best first
     sizes: np.ndarray
-    lead: tuple[Estimate, Estimate, Estimate] | None  # first less second: in the end, at the start, in gain
+    lead: tuple[Estimate, Estimate, Estimate]  # first less second: in the end, at the start, in gain
+    faster: Estimate  # the second's examples for half of its own gain, over the first's
+
+    @property
+    def where(self) -> str:
+        return " ".join(filter(None, [f"{self.task}, {self.method}", self.variant, "on", self.data]))
 
     def words(self) -> list[str]:
         number = lambda n: examples(n, self.sizes)  # noqa: E731
-        first = self.standings[0]
         said = []
         for s in self.standings:
             line = f"{s.base}: {s.final.words()} with {s.size:,} examples, {s.start.words()} untouched"
@@ -54,33 +67,74 @@ class Ranking:
             if not s.head_start.why:
                 line += f"; where it starts, the lowest gets with {s.head_start.words(number)}"
             said.append(line + ".")
-        if self.lead:
-            whole, start, learned = self.lead
-            sign, second = "{:+.2f}".format, self.standings[1].base
-            clear = "ahead of" if whole.low > 0 else "not to be told from"
-            parts = []
-            for part, name in ((start, "a better start"), (learned, "learning more")):
-                parts.append(f"{name} {part.words(sign)}" + ("" if part.low > 0 else " (not clear)"))
-            said.append(f"{first.base} is {clear} {second}, by {whole.words(sign)}: {' and '.join(parts)}.")
-        return [f"{self.task}, {self.method} on {self.data}. {line}" for line in said]
+        return [f"{self.where}. {line}" for line in [*said, self.lead_words()]]
+
+    def lead_words(self) -> str:
+        """The first against the second: a better start, or learning more, or faster?"""
+        whole, start, learned = self.lead
+        first, second = self.standings[0].base, self.standings[1].base
+        sign = "{:+.2f}".format
+        clear = "ahead of" if whole.low > 0 else "not to be told from"
+        parts = f"{_turned(start, 'a better start', 'a worse start', 'its start', sign)} and "
+        parts += _turned(learned, "learning more", "learning less", "its gain", sign)
+        return f"{first} is {clear} {second}, by {whole.words(sign)}: {parts}. {self._pace(first, second)}"
+
+    def _pace(self, first: str, second: str) -> str:
+        ratio, tell = self.faster, "{:.2g}".format
+        if ratio.why:
+            return f"Which of them learns faster cannot be told ({ratio.why})."
+        said = f"for half of its own gain {second} needs {ratio.words(tell)} times the examples that {first} needs"
+        if ratio.low > 1:
+            return f"{first} also learns faster: {said}."
+        return (
+            f"{first} learns more slowly: {said}." if ratio.high < 1 else f"Which learns faster is not clear: {said}."
+        )
+
+
+def _turned(part: Estimate, better: str, worse: str, open_: str, sign: Callable[[float], str]) -> str:
+    kind = better if part.low > 0 else worse if part.high < 0 else open_
+    return f"{kind} {part.words(sign)}" + ("" if kind != open_ else " (not clear)")
 
 
 def rankings(curves: Sequence[Sampled]) -> list[Ranking]:
     """One for each task, data and method on which two bases or more were tuned and scored untouched; `suite` makes
     curves of averages, to be ranked alike."""
     wanted = [c for c in curves if c.series.headline and c.series.start is not None]
-    shown = shown_variants(wanted)
+    return [ranking for group, variant in _alike(wanted) if (ranking := _rank(group, variant))]
+
+
+def unranked(curves: Sequence[Sampled]) -> list[str]:
+    """A sentence for each task, data and method whose bases cannot all be compared, with the reason."""
+    said = []
+    for group, variant in _alike([c for c in curves if c.series.headline]):
+        one = group[0].series
+        where = " ".join(filter(None, [f"{one.task}, {one.method}", variant, "on", one.data]))
+        bare = [c.series.base for c in group if c.series.start is None]
+        able = [c for c in group if c.series.start is not None]
+        if len(group) > 1 and bare:
+            said.append(f"{where}: {names(bare)} cannot be compared, as no score of it untouched is there.")
+        if len(able) > 1 and not _shared(able):
+            said.append(f"{where}: {names(c.series.base for c in able)} have no size in common.")
+    return said
+
+
+def _alike(curves: Sequence[Sampled]) -> list[tuple[list[Sampled], str]]:
+    """Curves that differ in their base only, and what of their variant tells them from others."""
+    shown = shown_variants(curves)
 
     def alike(curve: Sampled) -> tuple[str, ...]:
         s = curve.series
         return s.task, s.metric, s.filter, s.data, s.method, shown[s.key]
 
-    grouped = itertools.groupby(sorted(wanted, key=alike), key=alike)
-    return [ranking for _, group in grouped if (ranking := _rank(list(group)))]
+    return [(list(group), key[-1]) for key, group in itertools.groupby(sorted(curves, key=alike), key=alike)]
 
 
-def _rank(curves: list[Sampled]) -> Ranking | None:
-    shared = set.intersection(*(set(c.series.sizes.tolist()) for c in curves))
+def _shared(curves: Sequence[Sampled]) -> set[int]:
+    return set.intersection(*(set(c.series.sizes.tolist()) for c in curves))
+
+
+def _rank(curves: list[Sampled], variant: str) -> Ranking | None:
+    shared = _shared(curves)
     if len(curves) < 2 or not shared:
         return None
     curves = [_until(c, max(shared)) for c in curves]
@@ -100,12 +154,14 @@ def _rank(curves: list[Sampled]) -> Ranking | None:
             ninety=reached(curves[i], 0.9, curves[i].start()),
             head_start=head_start(curves[i], lowest),
             ranks=tuple(float((places[i] == place).mean()) for place in range(len(curves))),
+            key=curves[i].series.key,
         )
         for i in order
     )
     one, two = curves[order[0]], curves[order[1]]
     series = one.series
-    return Ranking(series.task, series.method, series.data, standings, one.series.sizes, _lead(one, two))
+    named = series.task, series.method, variant, series.data
+    return Ranking(*named, standings, series.sizes, _lead(one, two), faster(one, two))
 
 
 def _until(curve: Sampled, size: int) -> Sampled:
@@ -127,6 +183,23 @@ def _lead(one: Sampled, other: Sampled) -> tuple[Estimate, Estimate, Estimate]:
     start = _start(one)[0] - _start(other)[0], _start(one)[1] - _start(other)[1]
     learned = end[0] - start[0], end[1] - start[1]
     return tuple(Estimate.of(better * value, better * drawn) for value, drawn in (end, start, learned))  # type: ignore
+
+
+def faster(curve: Sampled, other: Sampled) -> Estimate:
+    """How many times the examples `other` needs for half of its own gain. Below its smallest size a curve is not known,
+    so that fewer examples count as that size."""
+    halves = []
+    for one in (curve, other):
+        if why := reached(one, 0.5, one.start()).why:
+            return Estimate(why=f"of {one.series.base}, {why}")
+        start, x = _start(one), np.log10(one.series.sizes)
+        rows = one.series.better * np.vstack([one.series.scores, one.draws.scores])
+        base = one.series.better * np.concatenate([[start[0]], start[1]])
+        halves.append(crossing(x, isotonic(rows), (base + rows[:, -1]) / 2).clip(x[0], x[-1]))
+    if halves[0][0] == halves[1][0] == np.log10(curve.series.sizes[0]):
+        return Estimate(why=f"both have half of it with {curve.series.sizes[0]:,} examples or fewer")
+    ratio = 10 ** (halves[1] - halves[0])
+    return Estimate.of(ratio[0], ratio[1:])
 
 
 def head_start(curve: Sampled, other: Sampled) -> Estimate:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.choice import Choice, choose
+from analysis.compared import Compared, compared
 from analysis.elicitation import Sampled, share
 from analysis.findings import Finding, findings, percent, sampled
 from analysis.fit import DECADE, Fit, error_of, fit, grid
@@ -48,6 +49,7 @@ class Conclusions:
     measures: pd.DataFrame | None = None
     findings: tuple[Finding, ...] = ()
     choices: Mapping[tuple[str, ...], Choice] = field(default_factory=dict)
+    compared: Compared = field(default_factory=Compared)
 
 
 def conclude(frame: pd.DataFrame, items: Items) -> Conclusions:
@@ -56,6 +58,7 @@ def conclude(frame: pd.DataFrame, items: Items) -> Conclusions:
     found = findings(frame, items, curves)
     gaining = [one for one in found if one.gain.low > 0]
     choices = {one.curve.series.key: law_of(one.curve) for one in gaining}
+    supported = {one.curve.series.key: (one.curve, choices[one.curve.series.key]) for one in gaining}
     said = dict.fromkeys(text for one in found for text in one.cautions)
     return Conclusions(
         rows=tuple(_row(one, choices[one.curve.series.key]) for one in gaining),
@@ -70,6 +73,7 @@ def conclude(frame: pd.DataFrame, items: Items) -> Conclusions:
         measures=_table([row for one in gaining for row in _measure_rows(one, curves)]),
         findings=tuple(found),
         choices=choices,
+        compared=compared(curves, {key: asymptote(*pair) for key, pair in supported.items()}),
     )
 
 
@@ -134,6 +138,20 @@ def beyond(curve: Sampled, law: Fit) -> str:
     told = Estimate.of(float(_scores(curve.series, value)), _scores(curve.series, drawn))
     given = f"{brief(far)} examples would give {told.words()}, were no other law true"
     return f"If it holds on, {given}; farther nothing is said."
+
+
+def asymptote(curve: Sampled, choice: Choice) -> Estimate:
+    """The score that the supported law tends to, were it to hold for ever; not every law has one."""
+    law = choice.supported
+    if law is None:
+        return Estimate(why="no law is supported")
+    if "E" not in law.values:
+        return Estimate(why=f"the {law.law.name} law, which is supported, tends to none")
+    refits = law.refit(errors(curve)[1])
+    if (known := refits.of("E")).low_open and known.high_open:
+        return Estimate(why="the asymptote of the supported law is not identified")
+    value = _scores(curve.series, np.array(law.values["E"]))
+    return Estimate.of(float(value), _scores(curve.series, refits.values["E"]))
 
 
 # ----------------------------------------------------------------------------------------------------------- the page

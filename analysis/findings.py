@@ -1,6 +1,6 @@
 """What a sweep says of the question, in plain sentences with their intervals: one `Finding` for each leading curve."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -84,12 +84,10 @@ def findings(
     *,
     rule: Rule | None = None,
     margin: float | None = None,
-    forms: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Finding]:
     """One for each leading (metric, filter) of a task and each curve that trains or shows examples.
 
-    `items` is `harness.items.load_items(root, frame)`; `curves` those of `sampled`, made here if not given. `forms` is
-    `analysis.verdict.verdict`'s.
+    `items` is `harness.items.load_items(root, frame)`; `curves` those of `sampled`, made here if not given.
     """
     curves = sampled(frame, items) if curves is None else list(curves)
     found = []
@@ -114,7 +112,7 @@ def findings(
                 ninety=reached(curve, 0.9, start),
                 end=end(curve, margin),
                 form=form(curve, curves, items),
-                verdict=verdict(curve, curves, frame, items, rule, forms),
+                verdict=verdict(curve, curves, frame, items, rule),
                 cautions=tuple(curve.series.cautions()),
             )
         )

@@ -33,6 +33,7 @@ class Comparison:
     difference: Estimate
     p: float  # two-sided; NaN where nothing is known of the noise
     paired: bool  # item by item
+    size: int = 0  # examples that both had; 0 where they differ in that
     adjusted: float = np.nan  # p by Holm, over all comparisons made together
 
     @property
@@ -41,6 +42,7 @@ class Comparison:
 
     def words(self) -> str:
         said, task = self.difference.words("{:+.3f}".format), f"{self.task}, {self.where}"
+        task += f", {self.size:,} examples" * bool(self.size)
         if np.isnan(self.p):
             return f"{task}: {self.one} less {self.other} is {said}; nothing is known of its noise."
         kind = "is better than" if self.difference.value > 0 else "is worse than"
@@ -122,7 +124,7 @@ def _pairs(
         both = set(a.sizes.tolist()) & set(b.sizes.tolist())
         if both and alike(a) == alike(b):
             size = max(both)
-            found.append(compare(Side(name(a), a, size), Side(name(b), b, size), f"{where(a)}, {size:,} examples"))
+            found.append(compare(Side(name(a), a, size), Side(name(b), b, size), where(a)))
     return holm(found)
 
 
@@ -140,13 +142,14 @@ def compare(one: Side, other: Side, where: str) -> Comparison:
     variance = sum(part for part, _ in parts)
     value = better * (a.score - b.score)
     named = one.name, other.name, where, one.series.task, ruler(one.series.metric, one.series.filter)
+    size = one.size if one.size == other.size else 0
     if not variance > 0:
-        return Comparison(*named, Estimate(value), np.nan, paired)
+        return Comparison(*named, Estimate(value), np.nan, paired, size)
     df = variance**2 / max(sum(part**2 / free for part, free in parts), 1e-300)
     error = np.sqrt(variance)
     reach = float(stdtrit(df, 0.5 + LEVEL / 2)) * error
     p = 2 * float(stdtr(df, -abs(value) / error))
-    return Comparison(*named, Estimate(value, value - reach, value + reach), p, paired)
+    return Comparison(*named, Estimate(value, value - reach, value + reach), p, paired, size)
 
 
 def clustered(values: np.ndarray, asked: Asked) -> float:

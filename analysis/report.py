@@ -53,7 +53,8 @@ def write_report(
 
     `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `conclusions`
     stand on top, with figures of their own below the curves. `along` is `load_along`'s table, drawn as course.png and
-    .svg and written as course.csv where it has rows. `against` is what was published. `fixed` adds to what the table
+    .svg and written as course.csv where it has rows. Differences between methods and bases are written as pairs.csv.
+    `against` is what was published. `fixed` adds to what the table
     shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results come from
     (versions, commit, dates); nested mappings are shown as ``outer.inner``. Further figures are written where there is
     something to see in them.
@@ -63,6 +64,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     table, found = points(frame), conclusions or Conclusions()
     write_csv(table, folder / "points.csv")
+    if found.compared.pairs:
+        write_csv(found.compared.table(), folder / "pairs.csv")
     cells = frame.drop_duplicates("path")
     failed = cells[cells["status"] != "ok"]  # failed, diverged, preempted: none of them has a score to show
     varied, constant = _axes(cells)

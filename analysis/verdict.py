@@ -7,8 +7,8 @@ at the largest size.
 
 - **early**: the part that a tenth of the examples bring (1,000 where the sweep goes to 10,000 or beyond).
 - **shown**: the part that the untouched base shows when it is asked in another form: the same answers in another task
-  (a quiz in the form of its pretraining, a likelihood), few-shot, URIAL's prompt, a more lenient filter. The best of
-  them, each at a level made stricter for how many there are.
+  (a quiz in the form of its pretraining, a choice, corrected for guessing), few-shot, URIAL's prompt, a more lenient
+  filter. The best of them, each at a level made stricter for how many there are.
 
 | verdict | shown | early |
 |---|---|---|
@@ -23,8 +23,9 @@ same answers were asked in another task, or that few-shot questions were answere
 small to learn in context answers them worse than that, which says nothing of what it knows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ import pandas as pd
 from analysis.elicitation import FEWSHOT, URIAL, Sampled, lima_scale, references
 from analysis.points import is_proportion
 from analysis.sample import Estimate, Point, level
-from harness.items import Items
+from harness.items import Asked, Items
 
 CHANCE = 20  # items
 ELICITED, TAUGHT, BOTH, UNDECIDED = "elicited", "taught", "both", "undecided"
@@ -85,12 +86,11 @@ def verdict(
     frame: pd.DataFrame,
     items: Items,
     rule: Rule | None = None,
-    forms: Mapping[str, Sequence[str]] | None = None,
 ) -> Verdict:
     """Apply the rule to one curve. `others` are all curves of the sweep and `frame` its table.
 
     A task on which the untouched base was scored counts as another form of this one where its answers are the same,
-    item for item, of `CHANCE` or more; `forms` names further ones by task, e.g. ``{"gsm8k": ["gsm8k_fewshot"]}``.
+    item for item, of `CHANCE` or more.
     """
     rule = rule or Rule()
     series = curve.series
@@ -110,7 +110,7 @@ def verdict(
         what = "is a loss" if whole.high < 0 else "may be nothing"
         reason = f"the gain over the base or guessing, {whole.words('{:+.2f}'.format)}, {what}."
         return Verdict(UNDECIDED, reason, n_early, floor, whole, none, ())
-    signs = _signs(curve, others, frame, items, rule, forms or {}, (floor, floors))
+    signs = _signs(curve, others, frame, items, rule, (floor, floors))
     if n_early is None:
         early = Estimate(why="the smallest size is more than a tenth of the largest")
     else:
@@ -156,51 +156,61 @@ def _signs(
     frame: pd.DataFrame,
     items: Items,
     rule: Rule,
-    forms: Mapping[str, Sequence[str]],
     floor: tuple[float, np.ndarray],
 ) -> list[Sign]:
     series = curve.series
     chance = series.asked.chance if series.asked else 0.0
-    found: list[tuple[str, float, np.ndarray, bool]] = []
+    found: list[tuple[str, float, np.ndarray, bool, Asked | None]] = []
     known = references(curve, others)
     for name in (FEWSHOT, URIAL):
         if reference := known[name]:
-            found.append((name, *reference, bool(np.quantile(reference[1], rule.level) >= chance)))
+            found.append((name, *reference, bool(np.quantile(reference[1], rule.level) >= chance), series.asked))
     for other in others:
         if (
             replace(other.series, filter=series.filter).key == series.key
             and other is not curve
             and (start := other.start())
         ):
-            found.append((f"its answers by {other.series.filter}", *start, False))
-    for task, point, drawn in _other_tasks(curve, frame, items, forms):
-        found.append((f"{task}, untouched", point.score, drawn, True))
+            found.append((f"its answers by {other.series.filter}", *start, False, series.asked))
+    for task, point, drawn, asked in _other_tasks(curve, frame, items):
+        found.append((f"{task}, untouched", point.score, drawn, True, asked))
     last, lasts = curve.at(series.sizes[-1])
     strict = 1 - (1 - rule.level) / max(len(found), 1)
     signs = []
-    for name, score, drawn, telling in found:
+    for name, score, drawn, telling, asked in found:
         told = Estimate.of(score, drawn, rule.level)
-        parts = np.maximum(drawn - floor[1], 0) / np.maximum(lasts - floor[1], 1e-9)  # the gain is clear of 0
-        part = Estimate.of(max(score - floor[0], 0) / (last - floor[0]), parts, strict)
+        here, heres = _without_guessing(score, asked, series.asked), _without_guessing(drawn, asked, series.asked)
+        parts = np.maximum(heres - floor[1], 0) / np.maximum(lasts - floor[1], 1e-9)  # the gain is clear of 0
+        part = Estimate.of(max(here - floor[0], 0) / (last - floor[0]), parts, strict)
         signs.append(Sign(name, told, part, telling))
     return signs
 
 
+def _without_guessing(score: Any, asked: Asked | None, here: Asked | None) -> Any:
+    """What a score among the choices of `asked` would be among those of `here`, or where answers are written.
+
+    Who knows a share k and guesses the rest among m scores k + (1 - k) / m: the correction for guessing (Frary 1988,
+    Educational Measurement: Issues and Practice 7(2):33), forth and back. Else four choices would show a quarter of
+    what nobody knows.
+    """
+    known = [asked.chance if asked and asked.choices else 0.0 for asked in (asked, here)]
+    return known[1] + (1 - known[1]) * (score - known[0]) / (1 - known[0])
+
+
 def _other_tasks(
-    curve: Sampled, frame: pd.DataFrame, items: Items, forms: Mapping[str, Sequence[str]]
-) -> list[tuple[str, Point, np.ndarray]]:
-    """Tasks whose answers are this one's, scored on the untouched base: name, point, draws."""
+    curve: Sampled, frame: pd.DataFrame, items: Items
+) -> list[tuple[str, Point, np.ndarray, Asked | None]]:
+    """Tasks whose answers are this one's, scored on the untouched base: name, point, draws, items."""
     series = curve.series
     rows = frame[(frame["base"] == series.base) & (frame["method"] == "base") & (frame["status"] == "ok")]
     rows = rows[rows["headline"].astype(bool) & (rows["task"] != series.task) & rows["higher_is_better"].astype(bool)]
     found = []
     for row in rows.drop_duplicates("task").to_dict("records"):
         stacked = items.stack([row["path"]], row["task"], row["metric"], row["filter"])
-        named = row["task"] in forms.get(series.task, ())
         same = stacked is not None and series.asked is not None and stacked[0].targets == series.asked.targets
         same = same and series.points[0].n >= CHANCE  # fewer may be equal for no reason
-        if (named or same) and is_proportion(row["score"], row["stderr"], row["n_items"]):
+        if same and is_proportion(row["score"], row["stderr"], row["n_items"]):
             asked, scores = stacked if stacked else (None, None)
             point = Point(np.array([row["score"]]), row["stderr"], int(row["n_items"]), scores)
-            found.append((row["task"], point, level(point, asked, len(curve.draws.scores))))
+            found.append((row["task"], point, level(point, asked, len(curve.draws.scores)), asked))
     return found

@@ -193,9 +193,9 @@ def _batches(examples: int, batch_size: int, seed: int | None) -> Iterator[list[
     """
     generator = torch.Generator().manual_seed(seed or 0)
     while True:
-        order = list(range(examples)) if seed is None else torch.randperm(examples, generator=generator).tolist()
+        order = torch.arange(examples) if seed is None else torch.randperm(examples, generator=generator)
         for start in range(0, examples, batch_size):
-            yield order[start : start + batch_size]
+            yield order[start : start + batch_size].tolist()  # of ten million, a list would be 0.4 GiB
 
 
 def _longest(model: Any, sequences: TokenSequences | Pairs, packed: bool) -> float:

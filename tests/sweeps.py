@@ -33,9 +33,10 @@ class Sweep:
 
     def cell(
         self, size: int, seed: int = 0, strict: np.ndarray | float = 0.5, flexible: np.ndarray | None = None,
-        valid: np.ndarray | None = None, protocol: str = "p", **fields: Any,
+        valid: np.ndarray | None = None, protocol: str = "p", choices: int = 0, **fields: Any,
     ) -> None:  # fmt: skip
-        """One scored cell; size 0 is the untouched base. `strict` gives answers, or the score to expect."""
+        """One scored cell; size 0 is the untouched base. `strict` gives answers, or the score to expect. With `choices`
+        they are chosen among so many, not written."""
         right = self.right(strict) if isinstance(strict, float) else np.asarray(strict, bool)
         kinds = {"strict": right, "flexible": right if flexible is None else flexible}
         method = "base" if size == 0 else "sft"
@@ -55,7 +56,8 @@ class Sweep:
             for i, ok in enumerate(answers):
                 said = [INVALID] if name == "strict" and valid is not None and not valid[i] else ["x"]
                 kept.append(
-                    {"task": cell["task"], "item": i, "filter": name, "target": self.targets[i], "answers": [["x"]],
+                    {"task": cell["task"], "item": i, "filter": name, "target": self.targets[i],
+                     "answers": [[[-1.0, False]]] * choices or [["x"]],
                      "extracted": said, "exact_match": float(ok), "item_hash": f"{i:064}"}
                 )  # fmt: skip
             p = float(np.mean(answers))

@@ -206,8 +206,22 @@ def test_the_verdict_needs_the_shape_and_what_the_base_shows(quiz, curve, expect
         assert "quiz" in told.why
     if quiz is None:
         assert "harness eval" in told.why
-        named = found(sweep, forms={"t": ["other"]}).verdict
-        assert named.verdict == "elicited"
+
+
+def test_guesses_among_choices_show_nothing(tmp_path):
+    """Four choices are right a quarter of the time by luck, which is no quarter of a gain; half of them are a third."""
+    sweep = Sweep(tmp_path, n=1600)
+    sweep.curve(RISING)
+    sweep.cell(0, strict=np.arange(1600) % 4 == 0, task="choice", choices=4)
+    told = found(sweep).verdict
+    assert told.verdict == "taught", told.evidence()
+    assert told.signs[-1].score.value == 0.25, "the score is shown as it is"
+    known = Sweep(tmp_path / "known", n=1600)
+    known.curve(RISING)
+    known.cell(0, strict=np.arange(1600) % 5 < 2, task="choice", choices=4)  # knows 0.2
+    sign = found(known).verdict.signs[-1]
+    start, last = 0.1, max(RISING.values())
+    assert sign.part.holds((0.2 - start) / (last - start)), sign.part.words()
 
 
 def test_what_a_base_cannot_do_in_context_says_nothing(tmp_path):

@@ -190,10 +190,36 @@ def test_a_better_start_is_told_from_learning_more(tmp_path):
     whole, start, learned = ranking.lead
     assert whole.value == pytest.approx(start.value + learned.value)
     assert start.high < 0 < learned.low, "quick is ahead though it starts behind"
+    assert [s.places for s in ranking.standings] == [(1, 1), (2, 2), (3, 3)]
+    assert "a worse start -0.3" in ranking.lead_words()
     ahead = ranking.standings[1].head_start  # plain is at 0.4 half way between 10 and 100, on a log axis
     assert ahead.low < 10**1.5 < ahead.high
     assert (ahead.low, ahead.high) == pytest.approx((10**1.5, 10**1.5), rel=0.8)
     assert {c.clear for c in paired.bases(curves)} == {True}
+
+
+def test_learning_faster_is_told_from_learning_more(tmp_path):
+    """The same start and end; one is half way with 10 examples, the other with 100. Who cannot be ranked is said."""
+    sweep = Sweep(tmp_path, n=1000)
+    sweep.curve({0: 0.1, 1: 0.1, 10: 0.5, 100: 0.8, 1000: 0.9}, base="quick", noise=0.005)
+    sweep.curve({0: 0.1, 1: 0.1, 10: 0.1, 100: 0.5, 1000: 0.9}, base="slow", noise=0.005)
+    curves = {c.series.base: c for c in sampled(sweep.frame, sweep.items()) if c.series.headline}
+    ratio = base_comparison.faster(curves["quick"], curves["slow"])
+    assert ratio.low < 10 < ratio.high < 15
+    assert ratio.low > 6
+    back = base_comparison.faster(curves["slow"], curves["quick"])
+    assert back.value == pytest.approx(1 / ratio.value)
+    (ranking,) = base_comparison.rankings(list(curves.values()))
+    assert ranking.standings[0].places == (1, 2), "level in the end"
+    assert ("also learns faster" in ranking.lead_words()) == (ranking.standings[0].base == "quick")
+    sweep.curve({0: 0.1, 5: 0.3}, base="elsewhere")
+    sweep.curve({100: 0.3}, base="bare")
+    curves = sampled(sweep.frame, sweep.items())
+    assert base_comparison.rankings(curves) == []
+    assert base_comparison.unranked(curves) == [
+        "t, sft on d: bare cannot be compared, as no score of it untouched is there.",
+        "t, sft on d: elsewhere, quick and slow have no size in common.",
+    ]
 
 
 def test_the_suite_average_weighs_tasks_equally_and_leaves_out_what_a_base_lacks(tmp_path):

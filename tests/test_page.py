@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from analysis import curves, figures
-from analysis.conclusions import Conclusions, Row
+from analysis.conclusions import Conclusions, Row, conclude
 from analysis.live import embedded, escaped
 from analysis.points import CURVE, has_sizes, points, telling
 from analysis.style import svg
+from tests.sweeps import Sweep
 from tests.test_analysis import run_row, sweep, table, write
 
 SCRIPT = (Path(__file__).parent.parent / "analysis" / "report.js").read_text(encoding="utf-8")
@@ -97,6 +98,60 @@ def test_findings_stand_on_top_and_are_text(tmp_path: Path) -> None:
     page = write(sweep(), tmp_path, conclusions=Conclusions(rows=(row,)))
     assert page.index("62% of the gain &lt;b&gt;came&lt;/b&gt;") < page.index("Score against number of examples.")
     assert "What may be concluded" not in write(sweep(), tmp_path)
+
+
+def test_bases_side_by_side_are_a_table_and_a_sentence_of_text(tmp_path: Path) -> None:
+    """A better start told from learning more, the average of the tasks, an asymptote where a law is supported."""
+    made, other = Sweep(tmp_path / "runs", n=2000), Sweep(tmp_path / "runs", n=2000, seed=1)
+    sizes = (10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
+    for base, start, top in (("good <b>", 0.3, 0.8), ("poor", 0.1, 0.8)):
+        scores = {n: top - (top - start) / (1 + (n / 300) ** 0.6) for n in sizes}
+        for one, task in ((made, "t"), (other, "u")):
+            one.curve({0: start, **scores}, base=base, task=task, noise=0.004)
+    made.cell(10, strict=0.5, base="alone", task="t")
+    made.rows += other.rows
+    found = conclude(made.frame, made.items())
+    page = write(made.frame, tmp_path, conclusions=found)
+    assert page.index("What may be concluded") < page.index("Which base?") < page.index('id="live"')
+    section = page[page.index("Which base?") : page.index('id="live"')]
+    assert "<b>" not in section, "names are text"
+    assert section.count('<th scope="rowgroup"') == 3, "two tasks and their average"
+    assert "average of the tasks, sft on d: good &lt;b&gt; is" in section
+    assert re.search(r"t, sft on d: good &lt;b&gt; is .*: a better start \+0\.", section)
+    assert "t, sft on d: alone cannot be compared, as no score of it untouched is there." in section
+    by = {(row.where.split(",")[0], row.base): row for row in found.compared.bases}
+    assert by["average of the tasks", "poor"].asymptote.beside == "an average of tasks has no law of its own"
+    assert by["t", "poor"].head_start.value == "none"
+    assert float(by["t", "poor"].gain.value) > float(by["t", "good <b>"].gain.value) + 0.1
+    ends = [row.asymptote for row in by.values() if row.asymptote.value != "cannot be told"]
+    assert ends, "of four curves that a law made, one at least supports it"
+    for end in ends:
+        low, high = map(float, end.beside.strip("[]").split(", "))
+        assert low - 0.03 <= 0.8 <= high + 0.03
+    assert "Which base?" not in write(sweep(), tmp_path, conclusions=Conclusions())
+
+
+def test_the_page_says_which_differences_stand_and_among_how_many(tmp_path: Path) -> None:
+    """One method is far better than two that are alike, and a base far better than another: 3 and 3 tests together."""
+    made = Sweep(tmp_path / "runs")
+    for base, lift in (("b", 0.0), ("c", 0.2)):
+        made.cell(0, strict=0.1, base=base)
+        for method, score in (("sft", 0.7), ("dpo", 0.3), ("icl", 0.3)):
+            made.curve({10: 0.2, 100: score + lift}, base=base, method=method, noise=0.003)
+    found = conclude(made.frame[made.frame["base"] == "b"], made.items()).compared
+    (pairs,) = found.pairs
+    assert pairs.words().startswith("Between methods: of 3 differences tested together 2 stand: sft over ")
+    page = write(made.frame, tmp_path, conclusions=conclude(made.frame, made.items()))
+    section = page[page.index("Which differences stand") : page.index("Every point")]
+    assert "Between bases: of 3 differences tested together 3 stand: c over b by 0." in section
+    assert "Between methods: of 6 differences tested together 4 stand" in section
+    rows = re.findall(r'<tr><th scope="row">(.*?) less (.*?)</th>.*?<td>(yes|no)</td><td>item by item</td>', section)
+    assert len(rows) == 9
+    assert {row[2] for row in rows if {"dpo", "icl"} == set(row[:2])} == {"no"}
+    kept = pd.read_csv(tmp_path / "pairs.csv")
+    assert (kept["tests"] == [3] * 3 + [6] * 6).all()
+    assert (kept["p_holm"] >= kept["p"]).all()
+    assert "Which differences stand" not in write(sweep(), tmp_path)
 
 
 def test_every_figure_is_named_for_those_who_hear_it(tmp_path: Path) -> None:

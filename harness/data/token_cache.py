@@ -11,10 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -69,24 +70,25 @@ def token_sequences(
         return TokenSequences([], np.empty(0, np.int64), np.empty(0, np.int64), max_length)
     tokenize_all(tokenizer, [list(examples[0].messages)])  # where all rows are refused, this is so at once
     if isinstance(examples, Subset):
-        store, place = examples.source, examples.row.astype(np.int64)
+        store, place = examples.source, examples.row
         tables = list(examples.tables.values())
     else:
         store, place = np.zeros(len(examples), np.int64), np.arange(len(examples))
         tables = []
     stores = []
     for number, table in enumerate(tables):
-        mine = np.flatnonzero(store == number)
-        if (kept := _kept(tokenizer, table)) and (kept.exists() or len(mine) > FEW * len(table)):
+        mine = store == number
+        if (kept := _kept(tokenizer, table)) and (kept.exists() or mine.sum() > FEW * len(table)):
             stores.append(_open(kept, tokenizer, table))
         else:
             stores.append(_in_memory(tokenizer, table, place[mine].tolist()))
-            place[mine] = np.arange(len(mine))
+            place = place.copy()
+            place[mine] = np.arange(mine.sum())
     if not tables:
         stores = [_in_memory(tokenizer, _Examples(examples), range(len(examples)))]
-    for of, where in zip(store.tolist(), place.tolist(), strict=True) if any(s.refused for s in stores) else ():
-        if where in stores[of].refused:
-            raise HarnessError(stores[of].refused[where])
+    for number, of in enumerate(stores):
+        if of.refused and len(bad := place[(store == number) & np.isin(place, list(of.refused))]):
+            raise HarnessError(of.refused[int(bad[0])])
     return TokenSequences(stores, store, place, max_length, windows=windows)
 
 
@@ -120,20 +122,25 @@ def _open(folder: Path, tokenizer: Any, table: Table) -> Store:
 
 def _write(folder: Path, tokenizer: Any, table: Table) -> None:
     small = max(tokenizer.get_vocab().values()) < 2**16
-    lengths, targets = [], []
     refused: dict[str, list[int]] = {}
-    rows = 0
-    with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
+    rows = end = 0
+    with ExitStack() as files:
+        ids, learned, bounds, target = (
+            files.enter_context((folder / name).open("wb"))
+            for name in ("ids.bin", "learned.bin", "bounds.npy", "target.npy")
+        )
+        _header(bounds, len(table) + 1)
+        _header(target, len(table))
+        bounds.write(np.zeros(1, np.int64).data)
         for block in _blocks(tokenizer, table, range(len(table))):
             ids.write(block.ids.astype(np.uint16 if small else np.uint32).data)
             learned.write(block.learned.data)
-            lengths.append(block.lengths)
-            targets.append(block.target)
+            bounds.write((end + np.cumsum(block.lengths)).data)
+            target.write(block.target.data)
             for row, why in block.refused.items():
                 refused.setdefault(why, []).append(rows + row)
             rows += len(block.lengths)
-    np.save(folder / "bounds.npy", np.cumsum(np.concatenate([[0], *lengths])))
-    np.save(folder / "target.npy", np.concatenate(targets))
+            end += int(block.lengths.sum())
     about = {
         "ids": "uint16" if small else "uint32",
         "rows": rows,
@@ -142,6 +149,11 @@ def _write(folder: Path, tokenizer: Any, table: Table) -> None:
         "refused": refused,
     }
     (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _header(file: BinaryIO, rows: int) -> None:
+    """The beginning of an .npy file of so many int64, which are written as they come."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (rows,)})
 
 
 def _in_memory(tokenizer: Any, dialogues: Dialogues, rows: Sequence[int]) -> Store:

@@ -9,6 +9,8 @@ import numpy as np
 from harness.data.chat import Tokens
 from harness.data.table import Array
 
+CHUNK = 2**20  # sequences
+
 
 @dataclass(frozen=True, eq=False)
 class Store:
@@ -35,12 +37,17 @@ class TokenSequences(Sequence[Tokens]):
     ) -> None:
         """Sequence i is the one at ``place[i]`` of ``stores[store[i]]``."""
         self._stores, self._store = list(stores), store
-        self._start, whole, target = (np.empty(len(place), np.int64) for _ in range(3))
-        for number, of in enumerate(self._stores):
-            mine = store == number
-            self._start[mine] = of.bounds[place[mine]]
-            whole[mine] = of.bounds[place[mine] + 1] - self._start[mine]
-            target[mine] = of.target[place[mine]]
+        self._start, whole = (np.empty(len(place), np.int64) for _ in range(2))
+        answered = np.empty(len(place), bool)
+        for begin in range(0, len(place), CHUNK):  # of ten million at once, each intermediate array is 80 MB
+            here = slice(begin, begin + CHUNK)
+            for number, of in enumerate(self._stores):
+                mine = store[here] == number
+                rows = place[here][mine].astype(np.int64)
+                start = of.bounds[rows]
+                length = of.bounds[rows + 1] - start
+                self._start[here][mine], whole[here][mine] = start, length
+                answered[here][mine] = of.target[rows] < np.minimum(length, max_length)
         if windows:
             step = max_length - 1
             count = np.maximum(1, -(-(whole - 1) // step))
@@ -48,10 +55,10 @@ class TokenSequences(Sequence[Tokens]):
             offset = (np.arange(len(source)) - np.repeat(np.cumsum(count) - count, count)) * step
             self._store, self._start = store[source], self._start[source] + offset
             whole = np.minimum(whole[source] - offset, max_length)
-            target = np.minimum(1, whole)
+            answered = whole > 1
         self.lengths = np.minimum(whole, max_length)
         self.truncated = whole > max_length
-        self.answered = target < self.lengths
+        self.answered = answered
 
     def __len__(self) -> int:
         return len(self.lengths)
