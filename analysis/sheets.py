@@ -35,13 +35,14 @@ Names = Mapping[tuple[str, ...], str]  # a curve's name by its `CURVE`
 
 @dataclass(frozen=True)
 class Sheets:
-    """One sweep. Each table begins with `LINE`; without rows it has its columns all the same."""
+    """One sweep. Each table but `pairs` begins with `LINE`, and has its columns without rows too."""
 
     points: pd.DataFrame  # a row for each line and number of examples: `analysis.points.points`
     conclusions: pd.DataFrame  # a row for each leading curve: gain, share, end, form, law, verdict, evidence
     laws: pd.DataFrame  # a row for each law that was tried on a curve that gains: `analysis.choice.Choice.rows`
     parameters: pd.DataFrame  # a row for each parameter of a supported law
     fits: pd.DataFrame  # the supported law as it was before it saw `held_out` examples and more, with its band
+    pairs: pd.DataFrame  # every difference between methods and between bases: `analysis.compared.Compared.table`
 
 
 def sheets(table: pd.DataFrame, found: Conclusions) -> Sheets:
@@ -64,6 +65,7 @@ def sheets(table: pd.DataFrame, found: Conclusions) -> Sheets:
         laws=_sheet(laws, _LAW),
         parameters=_sheet(parameters, _PARAMETER),
         fits=_plain(named[[*LINE, "examples", *_BAND, "held_out"]]),
+        pairs=_plain(found.compared.table().rename(columns={"size": "examples"})),
     )
 
 

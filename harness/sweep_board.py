@@ -3,11 +3,11 @@
 The run's id is made from the sweep's name, so that a second report replaces it under the same address. It holds
 
     <task>/<metric>/<filter>/<curve>           history: a row a number of examples, with `examples` as the step metric
-    points, conclusions, laws, parameters, fits   `analysis.sheets.Sheets`, as W&B's own tables
+    points, conclusions, laws, parameters, fits, pairs   `analysis.sheets.Sheets`, as W&B's own tables
     curves/<task>/<metric>/<filter>            a line plot for each leading score: a line for each curve and each level
     fits/<task>/<metric>/<filter>              the same with the laws that are supported, where there are any
     figure                                     curves.png
-    <sweep>-report                             an artifact of type `report`: report.html, curves.png, points.csv
+    <sweep>-report                             an artifact of type `report`: report.html, curves.png, tables
 
 The axis of the line plots is the logarithm of `examples`: W&B's preset for several lines has a linear axis only, on
 which all sizes but the largest would fall on one another. The history's panels have `examples` itself.
@@ -39,7 +39,13 @@ from harness.secrets import redacted
 log = logging.getLogger(__name__)
 
 FIGURE = "curves.png"
-FILES = ("report.html", FIGURE, "points.csv", "course.csv")  # those of a report that its artifact holds, where made
+FILES = (
+    "report.html",
+    FIGURE,
+    "points.csv",
+    "pairs.csv",
+    "course.csv",
+)  # those of a report that its artifact holds, where made
 NAME = 100  # characters of a sweep's name in its artifact's, of W&B's 128
 
 Line = tuple[str, list[float], list[float]]  # its name, numbers of examples, scores
@@ -96,7 +102,9 @@ def write_report(run: Any, report: Report) -> None:
     run.define_metric("examples")
     run.define_metric("*", step_metric="examples")
     tables = {
-        name: wandb.Table(columns=list(table.columns), data=rows(table)) for name, table in vars(report.sheets).items()
+        name: wandb.Table(columns=list(table.columns), data=rows(table))
+        for name, table in vars(report.sheets).items()
+        if len(table.columns)
     }
     figure = report.folder / FIGURE
     image = {"figure": wandb.Image(str(figure))} if figure.exists() else {}

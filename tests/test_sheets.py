@@ -23,6 +23,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Sheets]:
 
 def test_each_sheet_names_its_lines_alike(told: tuple[Sweep, Sheets]) -> None:
     for name, sheet in vars(told[1]).items():
+        if name == "pairs":  # of two lines each
+            continue
         assert list(sheet.columns[: len(LINE)]) == LINE, name
         assert len(sheet), name
         assert set(sheet["curve"]) <= {"b/sft", "c/sft", "b/base", "c/base"}, name
@@ -47,6 +49,13 @@ def test_a_conclusion_has_its_numbers_and_its_evidence(told: tuple[Sweep, Sheets
     assert (flat["share"], flat["share_low"]) == (None, None)
     assert flat["half"].startswith("cannot be told")
     assert (gaining["verdict"], flat["verdict"]) == ("undecided", "undecided")
+
+
+def test_pairs_are_those_of_the_page(told: tuple[Sweep, Sheets]) -> None:
+    (row,) = told[1].pairs.to_dict("records")
+    assert (row["between"], row["one"], row["other"], row["examples"]) == ("bases", "b", "c", 10_000)
+    assert row["difference"] == pytest.approx(LAW[10_000] - FLAT[10_000], abs=0.04)
+    assert row["low"] < row["difference"] < row["high"]
 
 
 def test_a_supported_law_has_its_parameters_near_the_truth(told: tuple[Sweep, Sheets]) -> None:

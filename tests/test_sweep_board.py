@@ -90,7 +90,7 @@ def test_the_run_holds_curves_tables_plots_and_the_page(report: Report) -> None:
     assert line["lineVal"].tolist() == [told["t", "strict", "c/sft", n] for n in (10, 100)]
 
     kind, held = run["artifacts"]["s-report"]
-    assert (kind, sorted(held)) == ("report", ["curves.png", "points.csv", "report.html"])
+    assert (kind, sorted(held)) == ("report", ["curves.png", "pairs.csv", "points.csv", "report.html"])
     for name, (digest, copy) in held.items():
         content = (report.folder / name).read_bytes()
         assert base64.b64encode(hashlib.md5(content).digest()).decode() == digest
@@ -173,7 +173,7 @@ def test_supported_laws_are_drawn_beside_what_was_measured() -> None:
     at = {"task": "t", **RULER, "leading": True}
     measured = [{**at, "curve": "b/sft", "method": "sft", "examples": n, "score": n / 1000} for n in (100, 10)]
     law = [{**at, "curve": "b/sft", "examples": n, "score": n / 999} for n in (10.0, 30.0, 100.0)]
-    plots = plotted(Sheets(pd.DataFrame(measured), empty, empty, empty, pd.DataFrame(law)))
+    plots = plotted(Sheets(pd.DataFrame(measured), empty, empty, empty, pd.DataFrame(law), empty))
     assert list(plots) == ["curves/t/exact_match/strict", "fits/t/exact_match/strict"]
     assert plots["fits/t/exact_match/strict"][1] == [
         ("b/sft", [10.0, 100.0], [0.01, 0.1]),
@@ -185,7 +185,7 @@ def test_names_of_plots_stay_inside_and_apart() -> None:
     empty = pd.DataFrame({name: [] for name in ("task", "metric", "filter")})
     shared = {**RULER, "leading": True, "curve": "b/sft", "method": "sft", "examples": 10, "score": 0.5}
     measured = pd.DataFrame([{**shared, "task": task} for task in ("../../x", "-x", "a.b")])
-    plots = plotted(Sheets(measured, empty, empty, empty, empty))
+    plots = plotted(Sheets(measured, empty, empty, empty, empty, empty))
     assert sorted(name.split("/")[1] for name in plots) == ["-x", "-x", "a-b"]
 
 
