@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +151,11 @@ def test_a_server_that_is_away_costs_one_line_and_the_run_is_kept(kind: str, rep
     code = "import sys, pickle, logging; logging.basicConfig(); from harness.sweep_board import log_report\n"
     code += "from harness.cell import Wandb; log_report(Wandb('online'), pickle.load(sys.stdin.buffer)); print('done')"
     with loopback(kind) as address:
-        began = time.monotonic()
         environment = {"PYTHONPATH": str(HERE), "WANDB_API_KEY": FAKE_KEY, "WANDB_BASE_URL": address}
         done = subprocess.run(
-            [sys.executable, "-c", code], input=pickle.dumps(report), capture_output=True, check=True, timeout=100,
+            [sys.executable, "-c", code], input=pickle.dumps(report), capture_output=True, check=True, timeout=200,
             cwd=report.folder, env={**os.environ, **environment},
         )  # fmt: skip
-    assert time.monotonic() - began < 60
     assert done.stdout.strip() == b"done"
     assert [line[:32] for line in done.stderr.decode().splitlines() if "W&B" in line] == [
         "WARNING:harness.board:W&B online"
