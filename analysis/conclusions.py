@@ -13,7 +13,8 @@ from analysis.choice import Choice, choose
 from analysis.compared import Compared, compared
 from analysis.elicitation import Sampled, share
 from analysis.findings import Finding, findings, percent, sampled
-from analysis.fit import DECADE, Fit, error_of, fit, grid
+from analysis.fit import error_of, fit, grid
+from analysis.foretold import foretell
 from analysis.points import CURVE, brief
 from analysis.sample import Estimate, Series
 from harness.items import Items
@@ -130,14 +131,19 @@ def _fit_rows(curve: Sampled, choice: Choice) -> list[dict[str, object]]:
     ]
 
 
-def beyond(curve: Sampled, law: Fit) -> str:
-    """What the law says one decade beyond the largest size, in a sentence."""
-    far = curve.series.sizes[-1] * DECADE
-    drawn = law.refit(errors(curve)[1]).predict(np.array([far]))[:, 0]
-    value = law.predict(np.array([far]))[0]
-    told = Estimate.of(float(_scores(curve.series, value)), _scores(curve.series, drawn))
-    given = f"{brief(far)} examples would give {told.words()}, were no other law true"
-    return f"If it holds on, {given}; farther nothing is said."
+def beyond(curve: Sampled) -> str:
+    """What the laws that the data do not refute say one decade beyond the largest size, in a sentence."""
+    error, drawn = errors(curve)
+    told = foretell(curve.series.sizes, error, drawn, share=_proportion(curve.series))
+    given = f"What {brief(told.size)} examples would give"
+    if told.error.why:
+        return f"{given} {told.error.words()}."
+    value, *ends = (
+        float(_scores(curve.series, np.array(e))) for e in (told.error.value, told.error.low, told.error.high)
+    )
+    score = Estimate(value, min(ends), max(ends))
+    laws = ", ".join(f"{name} {percent(weight)}" for name, weight in told.weights.items() if weight >= 0.01)
+    return f"{given}, by the laws that agree with all sizes ({laws}): {score.words()}; farther nothing is said."
 
 
 def asymptote(curve: Sampled, choice: Choice) -> Estimate:
@@ -160,7 +166,7 @@ def asymptote(curve: Sampled, choice: Choice) -> Estimate:
 def _row(one: Finding, choice: Choice) -> Row:
     few = "cannot be told" if one.few is None or one.share.why else f"{one.share.words(percent)} with {brief(one.few)}"
     slope = "" if one.end.slope.why else f", {SIGNED(one.end.slope.value)} a decade"
-    law = [choice.why] + ([beyond(one.curve, choice.supported)] if choice.supported else [])
+    law = [choice.why] + ([beyond(one.curve)] if choice.supported else [])
     return Row(
         name=one.name,
         gain=one.gain.words(SIGNED),

@@ -181,7 +181,7 @@ class Fit:
     def predict(self, sizes: Array, bases: Array | None = None, *, reach: float = DECADE) -> Array:
         """Errors at sizes, at most a factor `reach` outside those of the points; a share's never below 0."""
         x = reachable(self.points, sizes, bases, reach)
-        return _curve(self.law, x, np.array([list(self.values.values())]), self.points.share)[0]
+        return curves(self.law, x, np.array([list(self.values.values())]), self.points.share)[0]
 
     def intervals(self, level: float = LEVEL) -> dict[str, Interval]:
         """Of every parameter, by profile likelihood: the values that the data, the others at their best, do not refuse.
@@ -266,7 +266,7 @@ class Refits:
     def predict(self, sizes: Array, bases: Array | None = None, *, reach: float = DECADE) -> Array:
         """Errors [B, n] at n sizes."""
         x = reachable(self.fit.points, sizes, bases, reach)
-        return _curve(self.fit.law, x, self.solution.values, self.fit.points.share)
+        return curves(self.fit.law, x, self.solution.values, self.fit.points.share)
 
     def band(self, sizes: Array, bases: Array | None = None, level: float = LEVEL, *, reach: float = DECADE) -> Band:
         """The fitted curve between percentiles of the draws, size by size (not simultaneous)."""
@@ -346,7 +346,7 @@ def _x(count: int, sizes: Array, bases: Array | None) -> Array:
     return np.stack([sizes, np.broadcast_to(np.asarray(bases, float), sizes.shape)], axis=1)
 
 
-def _curve(law: Law, x: Array, values: Array, share: bool) -> Array:
+def curves(law: Law, x: Array, values: Array, share: bool) -> Array:
     """Errors [B, n] at x [n, inputs] for values [B, P]."""
     split = len(law.linear)
     error, columns = law.columns(x, values[:, split:])

@@ -24,7 +24,8 @@ NEGLIGIBLE = 1e-9  # of the loss (and of 1): what further steps may still promis
 class Problem:
     """A law over x [S, inputs] with weights [S] (1 / standard error) and the box [P] of its parameters, linear first.
 
-    A parameter is held at a value by a box without width there.
+    Where errors are correlated, `weight` is a matrix [S, S] instead, W with W'W the inverse of their covariance
+    (generalised least squares). A parameter is held at a value by a box without width there.
     """
 
     law: Law
@@ -47,11 +48,15 @@ class Problem:
         """Bounds of the nonlinear parameters, as they are searched."""
         return self.working(self.lower[self.linear :]), self.working(self.upper[self.linear :])
 
+    def weighed(self, values: Array) -> Array:
+        """[..., S] in units in which the errors are independent and of variance 1."""
+        return values * self.weight if self.weight.ndim == 1 else values @ self.weight.T
+
     def residuals(self, y: Array, u: Array) -> tuple[Array, Array]:
         """The best linear parameters [B, L] and weighted residuals [B, S] for data y [B, S] at u [B, N]."""
         offset, columns = self.law.columns(self.x, self.natural(u))
-        rest = (y - offset) * self.weight
-        design = [column * self.weight for column in columns]
+        rest = self.weighed(y - offset)
+        design = [self.weighed(column) for column in columns]
         gram = [[np.sum(a * b, axis=-1) for b in design] for a in design]
         c = _bounded(gram, [np.sum(a * rest, axis=-1) for a in design], self.lower, self.upper)[0]
         for value, column in zip(c, design, strict=True):
@@ -89,9 +94,9 @@ def mesh(problem: Problem, nodes: dict[int, int] = MESH) -> tuple[Array, tuple[i
 def grid_loss(problem: Problem, y: Array, nodes: Array) -> Array:
     """Losses [G, B] of the data sets y [B, S] at the nodes [G, N], the linear parameters at their best."""
     offset, columns = problem.law.columns(problem.x, problem.natural(nodes))
-    design = [column * problem.weight for column in columns]
-    offset = np.broadcast_to(offset, (len(nodes), len(problem.x))) * problem.weight
-    data = (y * problem.weight).T
+    design = [problem.weighed(column) for column in columns]
+    offset = problem.weighed(np.broadcast_to(offset, (len(nodes), len(problem.x))))
+    data = problem.weighed(y).T
     loss = np.sum(data**2, axis=0) - 2 * (offset @ data) + np.sum(offset**2, axis=1)[:, None]
     gram = [[np.sum(a * b, axis=1)[:, None] for b in design] for a in design]
     moments = [a @ data - np.sum(a * offset, axis=1)[:, None] for a in design]

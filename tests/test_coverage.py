@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from tests import extrapolation_study
 from tests.coverage_study import LARGE, SHAPES, SHARED, SMALL, study
 
 SWEEPS = 60
@@ -23,13 +22,3 @@ def test_intervals_hold_the_truth(setting, name):
         if quantity == "score":  # of all sizes, so surer
             assert 0.92 <= by["ours"].share <= 0.985
             assert max(by["points"].share, by["items"].share) < 0.85, "what the usual shortcuts would say"
-
-
-@pytest.mark.slow
-def test_one_decade_on_the_law_that_made_the_curve_holds_the_truth_and_of_no_law_nothing_is_said():
-    sweeps = 40
-    row = extrapolation_study.study(2, "own", sweeps, seed=5, b=300)  # the rectified law
-    assert row.own.share >= 0.9 - 3 * math.sqrt(0.1 * 0.9 / sweeps)
-    assert row.own.width / sweeps < 0.08
-    assert row.chosen.tries >= sweeps / 2
-    assert extrapolation_study.study(3, "own", sweeps // 2, seed=5, b=300).chosen.tries <= 2
