@@ -9,7 +9,7 @@ import base64
 import csv
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from analysis import course, curves, figures, live
 from analysis.conclusions import Conclusions
+from analysis.instruments import Section
 from analysis.points import has_sizes, names, points, telling
 from analysis.published import Comparison
 from analysis.rows import FLAGS, rows
@@ -46,6 +47,7 @@ def write_report(
     conclusions: Conclusions | None = None,
     along: pd.DataFrame | None = None,
     against: Comparison | None = None,
+    sections: Sequence[Section] = (),
     fixed: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -54,7 +56,7 @@ def write_report(
     `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `conclusions`
     stand on top, with figures of their own below the curves. `along` is `load_along`'s table, drawn as course.png and
     .svg and written as course.csv where it has rows. Differences between methods and bases are written as pairs.csv.
-    `against` is what was published. `fixed` adds to what the table
+    `against` is what was published; `sections` are those of `analysis.instruments`. `fixed` adds to what the table
     shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results come from
     (versions, commit, dates); nested mappings are shown as ``outer.inner``. Further figures are written where there is
     something to see in them.
@@ -83,6 +85,7 @@ def write_report(
         curves=_curves(table, folder),
         figures=_figures(table, folder, found) + _course(frame, along, folder),
         beside=_beside(table, against, folder),
+        sections=[_section(one, folder) for one in sections],
         in_words=in_words(table[table["headline"]]) + in_words(table[~table["headline"]]),
         few=FEW,
         against=against,
@@ -225,6 +228,16 @@ def _beside(table: pd.DataFrame, against: Comparison | None, folder: Path) -> li
         return []
     reading = "Hollow diamonds are published, bars on them what is not known of the number; lines are ours."
     return [_saved(figures.beside(table, marks), folder, "against", "Ours over theirs.", reading)]
+
+
+def _section(section: Section, folder: Path) -> dict[str, Any]:
+    """An instrument's section as the page shows it; its numbers and figures in files."""
+    for stem, data in section.data.items():
+        write_csv(data, folder / f"{stem}.csv")
+    drawn = [_saved(one.figure, folder, one.stem, one.title, one.reading) for one in section.pictures]
+    files = [f"{stem}.csv" for stem in section.data]
+    return {"title": section.title, "lines": section.lines, "tables": section.tables, "figures": drawn, "files": files,
+            "absent": section.absent}  # fmt: skip
 
 
 def _saved(figure: Figure, folder: Path, stem: str, title: str, reading: str) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Task:
     at: list[float] = field(default_factory=list)  # also scored after these shares of a training, e.g. [0.1, 0.3]
     unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
     generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
+    probe: dict[str, Any] | None = None  # a Probe (Hydra `_target_`): what else is measured of the model on these items
     chat: bool = (
         True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
     )
@@ -344,7 +345,7 @@ def screened(data: Data, evals: dict[str, Task]) -> Data:
 
 def _items(name: str, task: Task) -> dict[str, Any]:
     what = {"task": task.task, "file": task.file, "make": task.make, "unsafe_code": task.unsafe_code}
-    return {"_target_": "harness.evaluate.Items", "name": name, **what}
+    return {"_target_": "harness.asked.Items", "name": name, **what}
 
 
 def canonical(cell: Cell) -> Cell:

@@ -13,24 +13,18 @@ import logging
 import random
 import sys
 import time
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import hydra.utils
-from omegaconf import OmegaConf
 
 from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, fingerprint
 from harness.consent import refuse_code
-from harness.data import overlap as overlaps
-from harness.data.contamination import Index
-from harness.data.overlap import texts_of, users_say
 from harness.data.rows import read_file
-from harness.data.subset import Subset
-from harness.data.words import mark
 from harness.errors import HarnessError
+from harness.probe import Asking, Probe
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -61,14 +55,17 @@ def identity(name: str, task: Task) -> dict[str, Any]:
         "limit": task.limit,
         "chat": task.chat,
         **({"generation": task.generation} if task.generation else {}),
+        **({"probe": _probe(name, task).identity()} if task.probe else {}),
     }
 
 
 def check(name: str, task: Task) -> None:
     """Build the task, items and all, so that what is wrong with it shows before anything trains."""
-    members = _load(name, task)["tasks"].values()
+    members = load_task(name, task)["tasks"].values()
     given = {f"{metric}/{f.name}" for m in members for metric in getattr(m, "_metric_fn_list", {}) for f in m._filters}
-    if task.headline and given and task.headline not in given:
+    if task.probe:
+        _probe(name, task).check(name, task)
+    elif task.headline and given and task.headline not in given:
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
 
 
@@ -85,9 +82,10 @@ SAMPLE = 8  # items from which an extent is told
 
 
 def extent(name: str, task: Task) -> Extent:
-    """From the first items of each part of the task; no model is needed."""
+    """From the first items of each part of the task; no model is needed. A probe's passes are counted."""
+    passes = _probe(name, task).passes() if task.probe else 1.0
     items, characters, answers = 0, 0.0, 0.0
-    for member in _load(name, task)["tasks"].values():
+    for member in load_task(name, task)["tasks"].values():
         count = min(len(member.eval_docs), task.limit or sys.maxsize)
         sample = min(count, SAMPLE)
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
@@ -99,14 +97,44 @@ def extent(name: str, task: Task) -> Extent:
         characters += sum(len(c) for c in behind if isinstance(c, str)) * count / sample
         most = [c.get("max_gen_toks", ANSWER_TOKENS) for c in behind if isinstance(c, dict)]
         answers += sum(most) * count / sample
-    return Extent(items, characters / items, answers / items)
+    return Extent(items, passes * characters / items, passes * answers / items)
 
 
 def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run) -> dict[str, Any]:
-    """Ask the model every item of the task.
+    """Ask the model every item of the task and, where it has a probe, measure what that asks for.
+
+    Returns what `_ask` does; scores and samples of a probe are the probe's.
+    """
+    started = time.perf_counter()
+    if not task.probe:
+        return _ask(base, adapted, name, task, run)
+    plain = replace(task, probe=None, headline=None)
+    asking = Asking(base, adapted, name, plain, run, lambda other: _ask(base, other, name, plain, run, prompts=True))
+    measured = _probe(name, task).measure(asking)
+    return {
+        "scores": measured.scores(task.headline),
+        "samples": measured.samples,
+        **measured.about,
+        "identity": identity(name, task),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _probe(name: str, task: Task) -> Probe:
+    probe = hydra.utils.instantiate(task.probe)
+    if not isinstance(probe, Probe):
+        raise HarnessError(f"evals.{name}.probe makes a {type(probe).__name__}, which is no Probe; see conf/probe/")
+    return probe
+
+
+def _ask(
+    base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run, *, prompts: bool = False
+) -> dict[str, Any]:
+    """Ask the model every item of the task, through lm-eval.
 
     Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
-    (one for each item and filter: answer as given and as extracted, target), ``truncated_prompts`` (how many lost their
+    (one for each item and filter: answer as given and as extracted, target; with `prompts`, the prompts too, as the
+    model was given them), ``truncated_prompts`` (how many lost their
     beginning, being longer than the model's context), ``identity``, ``seconds``.
     """
     import lm_eval.evaluator
@@ -116,7 +144,7 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
     from harness.prompts import as_plain_text
 
     started = time.perf_counter()
-    loaded = _load(name, task)
+    loaded = load_task(name, task)
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(0)  # sampled generation, where a task asks for it
     lm = _backend(base, adapted, task, run)
@@ -134,7 +162,9 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
     assert results is not None  # None is for the other ranks of a distributed run
     return {
         "scores": _scores(name, task, results),
-        "samples": [_sample(m, loaded["tasks"][m], s) for m, rows in results["samples"].items() for s in rows],
+        "samples": [
+            _sample(m, loaded["tasks"][m], row, prompts) for m, rows in results["samples"].items() for row in rows
+        ],
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
         "backend": run.eval_backend,
@@ -142,67 +172,6 @@ def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run
         "identity": identity(name, task),
         "seconds": time.perf_counter() - started,
     }
-
-
-def items_among(evals: dict[str, Task], subset: Subset) -> dict[str, int]:
-    """How many of each task's items users ask in the examples, by `harness.data.overlap`'s marks."""
-    known = {name: [set(map(mark, texts)) for texts in _texts_of(name, task)] for name, task in evals.items()}
-    said = users_say(subset, set().union(*(item for items in known.values() for item in items)))
-    return {name: sum(not item.isdisjoint(said) for item in items) for name, items in known.items()}
-
-
-def overlap(name: str, task: Task, subset: Subset, words: int) -> dict[str, int]:
-    """How many of the examples and of the task's items have so many words in a row in common, or a whole question."""
-    key = fingerprint([identity(name, task), words])
-    if key not in _indexes:
-        _indexes[key] = Index(_texts_of(name, task), words)
-    return {"words": words, **overlaps.overlap(subset, _indexes[key])}
-
-
-def _texts_of(name: str, task: Task) -> list[list[str]]:
-    """Of each item, the texts by which it would be known."""
-    key = fingerprint(identity(name, task))
-    if key not in _texts:
-        members = _load(name, task)["tasks"].values()
-        docs = ((member, doc) for member in members for doc in islice(member.eval_docs, task.limit))
-        _texts[key] = [texts_of(doc, member.doc_to_text(doc)) for member, doc in docs]
-    return _texts[key]
-
-
-def shared_items(one: tuple[str, Task], other: tuple[str, Task]) -> int:
-    """How many items of one evaluation (name, task) are asked in the other too, in the same words."""
-    return sum(item in _items_asked(*other) for item in _items_asked(*one))
-
-
-def _items_asked(name: str, task: Task) -> list[bytes]:
-    """A mark of each item: of its question or, where it has none of its own, of the answer."""
-    key = fingerprint(identity(name, task))
-    if key not in _asked:
-        docs = [(m, d) for m in _load(name, task)["tasks"].values() for d in islice(m.eval_docs, task.limit)]
-        texts = [(member.doc_to_text(doc), member.doc_to_target(doc)) for member, doc in docs]
-        _asked[key] = [mark(str(question if str(question).strip() else answer)) for question, answer in texts]
-    return _asked[key]
-
-
-_asked: dict[str, list[bytes]] = {}
-_texts: dict[str, list[list[str]]] = {}  # made once per process
-_indexes: dict[str, Index] = {}
-
-
-@dataclass
-class Items:
-    """All items of a task, as `data.contamination` compares examples with them."""
-
-    name: str
-    task: Any
-    file: str | None = None
-    make: dict[str, Any] | None = None
-    unsafe_code: bool = False
-
-    def texts(self) -> list[list[str]]:
-        given: Any = OmegaConf.to_container(self.task) if OmegaConf.is_config(self.task) else self.task
-        make: Any = OmegaConf.to_container(self.make) if OmegaConf.is_config(self.make) else self.make
-        return _texts_of(self.name, Task(given, self.file, make, unsafe_code=self.unsafe_code))
 
 
 def check_backend(run: Run) -> None:
@@ -229,7 +198,7 @@ def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -
     """The text of the first item as the model is asked it."""
     from harness.prompts import Prompter, as_plain_text
 
-    loaded = _load(name, task)
+    loaded = load_task(name, task)
     with _opened_with(loaded, "" if task.chat else as_plain_text(demonstrations)):
         member = next(iter(loaded["tasks"].values()))
         member.build_all_requests(
@@ -245,7 +214,7 @@ def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -
 _loaded: dict[str, "TaskDict"] = {}
 
 
-def _load(name: str, task: Task) -> "TaskDict":
+def load_task(name: str, task: Task) -> "TaskDict":
     """lm-eval's task objects, built once per process, their few-shot generator as new."""
     if not task.unsafe_code:
         _check_consent(name, task)
@@ -383,17 +352,22 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
     return scores
 
 
-def _sample(name: str, member: Any, sample: dict[str, Any]) -> dict[str, Any]:
+def _sample(name: str, member: Any, sample: dict[str, Any], prompts: bool) -> dict[str, Any]:
     """One item under one filter. The prompt is kept by its hash: `harness show` writes it out again."""
+    shown = {"prompts": [request[0] for request in sample["arguments"]]} if prompts else {}
     column = (member.config.metadata or {}).get("cluster")
-    return {
-        "task": name,
-        "item": sample["doc_id"],
-        "filter": sample["filter"],
-        "target": sample["target"],
-        "answers": sample["resps"],
-        "extracted": sample["filtered_resps"],
-        **{metric: sample[metric] for metric in sample["metrics"]},
-        "prompt_hash": sample["prompt_hash"],
-        "item_hash": sample["doc_hash"],
-    } | ({"cluster": sample["doc"][column]} if column else {})
+    return (
+        {
+            "task": name,
+            "item": sample["doc_id"],
+            "filter": sample["filter"],
+            "target": sample["target"],
+            "answers": sample["resps"],
+            "extracted": sample["filtered_resps"],
+            **{metric: sample[metric] for metric in sample["metrics"]},
+            "prompt_hash": sample["prompt_hash"],
+            "item_hash": sample["doc_hash"],
+        }
+        | shown
+        | ({"cluster": sample["doc"][column]} if column else {})
+    )

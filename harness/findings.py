@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from harness import evaluate
+from harness import asked
 from harness.cell import Cell, fingerprint
 from harness.data.overlap import copies
 from harness.data.subset import load_dataset
@@ -39,7 +39,7 @@ def _findings(cell: Cell, evals: dict[str, Any]) -> dict[str, Any]:
         "copies": copies(examples),
         "found": screened.found,
         "dropped": screened.dropped,
-        "overlap": {name: evaluate.overlap(name, task, examples, words) for name, task in evals.items()},
+        "overlap": {name: asked.overlap(name, task, examples, words) for name, task in evals.items()},
     }
 
 

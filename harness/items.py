@@ -78,23 +78,33 @@ def load_items(root: Path | str, frame: pd.DataFrame, *, subtasks: bool = False)
         path, task, mark = map(str, key)
         stem = Path(root, path, "evals", task, mark[:8])
         if stem.with_suffix(".jsonl").exists():
-            _read(items, stem, path, task, mark, rows, subtasks)
+            _read(items, root, path, task, mark, rows, subtasks)
         if time.monotonic() > max(began + PATIENCE, told + 1):
             told = time.monotonic()
             print(f"answers to items: {number + 1:,} of {len(cells):,} read", file=sys.stderr)
     return items
 
 
-def _read(items: Items, stem: Path, path: str, task: str, mark: str, wanted: pd.DataFrame, subtasks: bool) -> None:
+def answers(root: Path | str, path: str, task: str, mark: str) -> list[dict[str, Any]]:
+    """What was kept of each item that one cell was asked: a mapping a line, see `harness.evaluate.evaluate`.
+
+    `path`, `task` and `mark` (`eval_fingerprint`) as in `harness.store.load(root)`. Raises HarnessError where a byte
+    has changed since the answers were scored.
+    """
+    stem = Path(root, path, "evals", task, mark[:8])
+    kept, scores = stem.with_suffix(".jsonl"), stem.with_suffix(".json")
+    content = kept.read_bytes()
+    if json.loads(scores.read_text(encoding="utf-8")).get("answers_sha256") != hashlib.sha256(content).hexdigest():
+        raise HarnessError(f"{kept} does not match its checksum; delete it and {scores} to have them made again")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def _read(
+    items: Items, root: Path | str, path: str, task: str, mark: str, wanted: pd.DataFrame, subtasks: bool
+) -> None:
     """Take in the answers of one cell to one task."""
-    answers, scores = stem.with_suffix(".jsonl"), stem.with_suffix(".json")
-    content = answers.read_bytes()
-    kept = json.loads(scores.read_text(encoding="utf-8")).get("answers_sha256")
-    if kept != hashlib.sha256(content).hexdigest():
-        raise HarnessError(f"{answers} does not match its checksum; delete it and {scores} to have them made again")
     by_filter: dict[str, list[dict[str, Any]]] = {}
-    for line in content.splitlines():
-        row = json.loads(line)
+    for row in answers(root, path, task, mark):
         by_filter.setdefault(row["filter"], []).append(row)
     for filter_, rows in by_filter.items():
         rows.sort(key=lambda row: (row["task"], row["item"]))
@@ -103,8 +113,8 @@ def _read(items: Items, stem: Path, path: str, task: str, mark: str, wanted: pd.
             items.asked[task, mark] = _asked(rows, names, subtasks)
         elif items.asked[task, mark].names != names:
             raise HarnessError(
-                f"{answers} holds other items than another cell's of the same evaluation; delete it and {scores} to "
-                "have them made again"
+                f"{path}/evals/{task}/{mark[:8]}.jsonl holds other items than another cell's of the same evaluation; "
+                "delete it and the .json beside it to have them made again"
             )
         items.protocol[path, task] = mark
         items.valid[path, task, filter_] = np.array([not _empty(row["extracted"]) for row in rows])

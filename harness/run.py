@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness import asked, evaluate, ranks, retention, search, store
 from harness import base as bases
-from harness import evaluate, ranks, retention, search, store
 from harness import lease as leases
 from harness.along import Along
 from harness.artifact import sha256_file
@@ -149,16 +149,16 @@ def _work(
             adapted.training |= rate
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
-            asked, overlaps = evaluate.items_among(cell.evals, examples), dict[str, Any]()
+            among, overlaps = asked.items_among(cell.evals, examples), dict[str, Any]()
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
                     telling.phase(f"evaluating {name}")
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run)
-                        result["items_in_training"] = asked[name]
+                        result["items_in_training"] = among[name]
                         if len(examples):
-                            result["overlap"] = evaluate.overlap(name, task, examples, cell.data.contamination.words)
+                            result["overlap"] = asked.overlap(name, task, examples, cell.data.contamination.words)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))
                 kept = ranks.agree(partial(store.read_result, path))
                 telling.scores[name], overlaps[name] = kept["scores"], kept.get("overlap")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import evaluate, ranks, store
+from harness.asked import shared_items
 from harness.base import place_of
 from harness.cell import Base, Cell, Task, Wandb, fingerprint
 from harness.data.subset import held_out, load_dataset
@@ -123,7 +124,7 @@ def check(cell: Cell) -> None:
     for name, task in method.search.evals.items():
         evaluate.check(name, task)
         for other, its in cell.evals.items():
-            if shared := evaluate.shared_items((name, task), (other, its)):
+            if shared := shared_items((name, task), (other, its)):
                 raise HarnessError(
                     f"method.search.evals.{name} asks {shared} items of the evaluation {other}, and a learning rate is "
                     "never chosen by test items; name a development evaluation, or set method.held_out instead"

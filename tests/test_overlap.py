@@ -9,10 +9,10 @@ import pytest
 
 from analysis.report import write_report
 from harness import store
+from harness.asked import items_among
 from harness.cell import Data, Source
 from harness.data.overlap import copies
 from harness.data.subset import NOTHING, load_dataset
-from harness.evaluate import items_among
 from harness.run import run
 from tests.conftest import ITEMS, pair_form, pairs, write_jsonl
 

@@ -79,6 +79,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
         return
     from analysis import protocol
     from analysis.conclusions import conclude
+    from analysis.instruments import Evidence, sections
     from analysis.points import points
     from analysis.published import compare
     from analysis.report import write_report
@@ -88,18 +89,21 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
     from harness.store import load_along, provenance, read_json
 
     about = folder / SWEEP
-    frame = load_frame(folder)
+    scored = load_frame(folder)
+    frame = scored[scored["probe"].fillna("") == ""]  # what a probe measures is no score of its task's
     table, found = points(frame), protocol.protocols(folder)
     beside = None
     if against:
         beside = compare(against, table.to_dict("records"), protocol.of_point(frame, found))
         print(f"{beside.title}: {beside.summary}", *beside.lines(), sep="\n")
     facts = read_json(about) if about.exists() else {"command": typed("report", [str(folder)]), "hypothesis": ""}
-    concluded = conclude(frame, load_items(folder, frame))
+    items = load_items(folder, scored)
+    concluded = conclude(frame, items)
     here = {name: value for name, value in provenance().items() if name != "host"}  # the page is there to be shown
     page = write_report(
         frame, folder, along=load_along(folder), sweep=folder.name, provenance=here,
         command=facts["command"], hypothesis=facts["hypothesis"], against=beside, conclusions=concluded,
+        sections=sections(Evidence(folder, scored, items)),
         fixed=protocol.held_fixed(asked for cell in found.values() for asked in cell.values()),
     )  # fmt: skip
     figure = folder / "curves.png"

@@ -1,0 +1,1 @@
+"""Probes, one file each: see `harness.probe`."""
