@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from analysis.by_size import by_size
 from analysis.choice import Choice, choose
 from analysis.compared import Compared, compared
 from analysis.elicitation import Sampled, share
 from analysis.findings import Finding, findings, percent, sampled
-from analysis.fit import error_of, fit, grid
+from analysis.fit import Points, error_of, fit, grid
 from analysis.foretold import foretell
 from analysis.points import CURVE, brief
 from analysis.sample import Estimate, Series
@@ -138,12 +139,20 @@ def beyond(curve: Sampled) -> str:
     given = f"What {brief(told.size)} examples would give"
     if told.error.why:
         return f"{given} {told.error.words()}."
-    value, *ends = (
-        float(_scores(curve.series, np.array(e))) for e in (told.error.value, told.error.low, told.error.high)
-    )
-    score = Estimate(value, min(ends), max(ends))
     laws = ", ".join(f"{name} {percent(weight)}" for name, weight in told.weights.items() if weight >= 0.01)
-    return f"{given}, by the laws that agree with all sizes ({laws}): {score.words()}; farther nothing is said."
+    said = f"{given}, by the laws that agree with all sizes ({laws}): {_told(curve, told.error).words()}"
+    leading = next(one.law for one in told.said if one.law.name == next(iter(told.weights)))
+    points = Points(curve.series.sizes, error, drawn.std(axis=0), share=_proportion(curve.series))
+    check = by_size(leading, points, told.size)
+    if not check.why:
+        said += f"; by the {leading.name} law alone, over resamples of the sizes: {_told(curve, check).words()}"
+    return f"{said}; farther nothing is said."
+
+
+def _told(curve: Sampled, error: Estimate) -> Estimate:
+    """A score from its error."""
+    value, *ends = (float(_scores(curve.series, np.array(e))) for e in (error.value, error.low, error.high))
+    return Estimate(value, min(ends), max(ends))
 
 
 def asymptote(curve: Sampled, choice: Choice) -> Estimate:

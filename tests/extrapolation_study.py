@@ -3,7 +3,8 @@
 ``python -m tests.extrapolation_study`` prints the table, part of make coverage. Sweeps are those of
 tests/coverage_study.py. *Foretold* is what a report says: `analysis.foretold`, where `analysis.choice` supports a law.
 Its interval stands beside that of the law that made the curve, named beforehand and fitted alone (at the same nominal
-95%), and of the law that the rule chose, taken for the truth. `OUTSIDE` are curves that no law here has.
+95%), and of the law that the rule chose, taken for the truth; in every tenth sweep also beside the conservative check,
+the law that made the curve over resamples of the sizes (`analysis.by_size`). `OUTSIDE` are curves that no law has.
 """
 
 import argparse
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit
 
+from analysis.by_size import by_size
 from analysis.conclusions import law_of
 from analysis.elicitation import Sampled
-from analysis.fit import DECADE, error_of
+from analysis.fit import DECADE, Points, error_of
 from analysis.foretold import foretell
 from analysis.laws import Law, LogitLinear, LogLinear, Power, Rectified, ScorePower
 from analysis.sample import Estimate, draws
@@ -46,14 +48,15 @@ CURVES: tuple[tuple[Shape, Law | None], ...] = (*FAMILY, *((shape, None) for sha
 
 @dataclass
 class Row:
-    """`own`: by the law that made the curve, in all `sweeps`. In those where a law is `supported`, `chosen`: by that
-    one; where besides something is `foretold`, that."""
+    """`own`: by the law that made the curve, in all `sweeps`; `sizes`: in every tenth. In those where a law is
+    `supported`, `chosen`: by that one; where besides something is `foretold`, that."""
 
     sweeps: int = 0
     supported: int = 0
     own: Tally = field(default_factory=Tally)
     chosen: Tally = field(default_factory=Tally)
     foretold: Tally = field(default_factory=Tally)
+    sizes: Tally = field(default_factory=Tally)
 
     def __add__(self, other: "Row") -> "Row":
         return Row(
@@ -62,11 +65,12 @@ class Row:
             self.own + other.own,
             self.chosen + other.chosen,
             self.foretold + other.foretold,
+            self.sizes + other.sizes,
         )
 
     def words(self) -> str:
         parts = [f"{self.supported / self.sweeps:.0%}", f"{self.foretold.tries / self.sweeps:.0%}"]
-        for tally in (self.foretold, self.own, self.chosen):
+        for tally in (self.foretold, self.own, self.sizes, self.chosen):
             parts += [f"{tally.share:.1%}", f"{tally.width / tally.tries:.3f}"] if tally.tries else ["", ""]
         return " | ".join(parts)
 
@@ -85,6 +89,9 @@ def study(which: int, setting: Setting, name: str, sweeps: int, seed: int, b: in
         by_law = {said.law: Estimate.of(said.value, said.drawn) for said in told.said}
         if law is not None:
             row.own.add(by_law[law], truth)
+        if law is not None and sweep % 10 == 0:
+            points = Points(series.sizes, error_of(series.scores), error_of(curve.draws.scores).std(axis=0))
+            row.sizes.add(by_size(law, points, series.sizes[-1] * DECADE), truth)
         if supported := law_of(curve).supported:
             row.supported += 1
             row.chosen.add(by_law[supported.law], truth)
@@ -118,7 +125,7 @@ def main() -> None:
             table[setting, which, name] = table.get((setting, which, name), Row()) + future.result()
             print(f"{number} of {len(todo)} parts", file=sys.stderr)
     print("| sweep | curve | noise of runs | a law supported | foretold | it covers | width | own law | width ", end="")
-    print("| chosen law | width |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("| by size | width | chosen law | width |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for (setting, which, name), row in sorted(table.items(), key=lambda entry: (entry[0][0], entry[0][1])):
         print(f"| {(LARGE, SMALL)[setting].name} | {CURVES[which][0].name} | {name} | {row.words()} |")
 

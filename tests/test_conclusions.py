@@ -32,7 +32,8 @@ def test_a_law_is_drawn_as_it_was_before_it_saw_the_largest_sizes(tmp_path: Path
     assert law.predict(np.array([1_000_000.0]))[0] == pytest.approx(1 - truth, abs=0.03)
     said = re.fullmatch(
         r"What 1M examples would give, by the laws that agree with all sizes \(.*rectified \d+%.*\): "
-        r"0\.\d+ \[(0\.\d+), (0\.\d+)\]; farther nothing is said\.",
+        r"0\.\d+ \[(0\.\d+), (0\.\d+)\]; by the .+ law alone, over resamples of the sizes: 0\.\d+ \[0\.\d+, 0\.\d+\]; "
+        r"farther nothing is said\.",
         beyond(curve),
     )
     assert said is not None
