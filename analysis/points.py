@@ -6,7 +6,7 @@ of a report, its sentences and its figures cannot disagree.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -61,18 +61,33 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
 
 def check(done: pd.DataFrame) -> None:
     """Refuse a table in which one curve would join what was not measured alike."""
+    for _, why in _unalike(done):
+        raise HarnessError(why)
+
+
+def alike(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The table without the scores that `check` refuses (empty in their rows), and of each why, for a page to say."""
+    frame, said = frame.copy(), []
+    for rows, why in _unalike(frame[(frame["status"] == "ok") & frame["score"].notna()]):
+        frame.loc[rows, "score"] = np.nan
+        said.append(f"Left out of all below: {why}.")
+    return frame, said
+
+
+def _unalike(done: pd.DataFrame) -> Iterator[tuple[pd.Index, str]]:
+    """The rows of finished scores that make no one curve, and why."""
     for (base, task), group in done.groupby(["base", "task"]):
         protocols = sorted(group["eval_fingerprint"].dropna().unique())
         if len(protocols) > 1:
-            raise HarnessError(
+            yield (
+                group.index,
                 f"{base} was scored on {task} under {len(protocols)} protocols ({names(p[:8] for p in protocols)}), so "
-                "its scores make no one curve. Score all its cells again under one, or keep the sweeps apart"
+                "its scores make no one curve. Score all its cells again under one, or keep the sweeps apart",
             )
-    cell = ["base", "data", "method", "variant", "size", "seed", "subset_seed"]
-    kinds = done.groupby(cell)["fingerprint"].nunique()
-    if (kinds > 1).any():
-        name = " ".join(str(part) for part in kinds[kinds > 1].index[0])
-        raise HarnessError(f"different experiments carry the same names ({name}); keep their sweeps apart")
+    for key, group in done.groupby(["base", "data", "method", "variant", "size", "seed", "subset_seed"]):
+        if group["fingerprint"].nunique() > 1:
+            name = " ".join(map(str, key))
+            yield group.index, f"different experiments carry the same names ({name}); keep their sweeps apart"
 
 
 def average(group: pd.DataFrame) -> dict[str, object]:

@@ -48,6 +48,7 @@ def write_report(
     along: pd.DataFrame | None = None,
     against: Comparison | None = None,
     sections: Sequence[Section] = (),
+    unalike: Sequence[str] = (),
     fixed: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -56,7 +57,8 @@ def write_report(
     `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `conclusions`
     stand on top, with figures of their own below the curves. `along` is `load_along`'s table, drawn as course.png and
     .svg and written as course.csv where it has rows. Differences between methods and bases are written as pairs.csv.
-    `against` is what was published; `sections` are those of `analysis.instruments`. `fixed` adds to what the table
+    `against` is what was published; `sections` are those of `analysis.instruments`; `unalike` says
+    which scores `analysis.points.alike` has left out. `fixed` adds to what the table
     shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results come from
     (versions, commit, dates); nested mappings are shown as ``outer.inner``. Further figures are written where there is
     something to see in them.
@@ -97,7 +99,7 @@ def write_report(
             "data": table.loc[has_sizes(table), "data"].nunique() > 1,
             "flags": bool(table.loc[has_sizes(table), "interval"].isin(FLAGS).any()),
         },
-        cautions=cautions(frame),
+        cautions=[*unalike, *cautions(frame)],
         rates=_rates(cells),
         failed=failed.sort_values("path").to_dict("records"),
         varied=varied,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import curves
-from analysis.points import points, wilson
+from analysis.points import alike, points, wilson
 from analysis.report import write_csv, write_report
 from analysis.style import PALETTES, Style
 from analysis.words import in_words
@@ -120,6 +120,24 @@ def test_mixed_protocols_and_mixed_experiments_are_refused() -> None:
     frame = table([run_row(0.5), {**run_row(0.6), "fingerprint": "another"}])
     with pytest.raises(HarnessError, match="different experiments carry the same names"):
         points(frame)
+
+
+def test_what_was_not_measured_alike_is_left_out_with_its_reason_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    frame = pd.concat([sweep(), sweep(base="pocket-s")], ignore_index=True)
+    mixed = (frame["base"] == "pocket-m") & (frame["size"] == 100)
+    frame.loc[mixed, "eval_fingerprint"] = "q" * 64
+    kept, said = alike(frame)
+    assert said == [
+        "Left out of all below: pocket-m was scored on facts under 2 protocols (pppppppp and qqqqqqqq), so its scores "
+        "make no one curve. Score all its cells again under one, or keep the sweeps apart."
+    ]
+    assert set(points(kept)["base"]) == {"pocket-s"}
+    assert len(kept) == len(frame), "its cells are still counted"
+    page = write_report(kept, tmp_path, sweep="s", command="c", unalike=said).read_text()
+    assert "under 2 protocols" in page
+    whole, nothing = alike(sweep())
+    assert nothing == []
+    assert points(whole).equals(points(sweep()))
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

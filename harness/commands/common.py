@@ -80,7 +80,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
     from analysis import protocol
     from analysis.conclusions import conclude
     from analysis.instruments import Evidence, sections
-    from analysis.points import points
+    from analysis.points import alike, points
     from analysis.published import compare
     from analysis.report import write_report
     from harness.board import is_off
@@ -89,7 +89,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
     from harness.store import load_along, provenance, read_json
 
     about = folder / SWEEP
-    scored = load_frame(folder)
+    scored, unalike = alike(load_frame(folder))
     frame = scored[scored["probe"].fillna("") == ""]  # what a probe measures is no score of its task's
     table, found = points(frame), protocol.protocols(folder)
     beside = None
@@ -103,7 +103,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
     page = write_report(
         frame, folder, along=load_along(folder), sweep=folder.name, provenance=here,
         command=facts["command"], hypothesis=facts["hypothesis"], against=beside, conclusions=concluded,
-        sections=sections(Evidence(folder, scored, items)),
+        sections=sections(Evidence(folder, scored, items)), unalike=unalike,
         fixed=protocol.held_fixed(asked for cell in found.values() for asked in cell.values()),
     )  # fmt: skip
     figure = folder / "curves.png"
