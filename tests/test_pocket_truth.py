@@ -132,9 +132,7 @@ def test_preferences_and_rewards_bring_out_what_a_few_examples_began(begun: list
     small = ["size=128", "method.epochs=2", "method.batch_size=16"]
     gains = []
     for here, before in begun:
-        assert (
-            0.1 < before.mean() < 0.7
-        )  # as of forty other people, where those of the choice are between 0.35 and 0.45
+        assert 0.1 < before.mean() < 0.7  # of forty other people than those of the choice
         gains.append(answers(run(compose_cell([*method.split(), *small, *here]))) - before)
     people = np.mean(gains, axis=0).reshape(world.HELD_OUT_PEOPLE, -1).mean(axis=1)  # the four questions about each
     gain, error = people.mean(), people.std(ddof=1) / np.sqrt(len(people))
