@@ -22,6 +22,12 @@ os.environ |= {
     "WANDB_MODE": "disabled",
     "WANDB_DIR": _SCRATCH.name,
 }
+# Pocket bases take a minute each. The processes of pytest-xdist inherit the first one's folder and share them; a folder
+# named here beforehand outlives the run.
+_POCKET = Path(os.environ.setdefault("HARNESS_TEST_POCKET", f"{_SCRATCH.name}/pocket"))
+_POCKET.mkdir(parents=True, exist_ok=True)
+Path(_SCRATCH.name, "cache").mkdir()
+Path(_SCRATCH.name, "cache", "pocket").symlink_to(_POCKET.absolute())
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -4,7 +4,7 @@ where those part too far nothing is said. Coverage in small; `python -m tests.ex
 import numpy as np
 import pytest
 
-from analysis.foretold import Foretold, foretell, neumann, whitening
+from analysis.foretold import Foretold, Said, foretell, neumann, whitening
 from analysis.laws import LogitLinear, LogLinear, Power, Rectified
 from analysis.varpro import Problem, solve
 from harness.errors import HarnessError
@@ -65,15 +65,35 @@ def test_of_a_curve_that_no_law_has_nothing_is_foretold():
     assert told.error.words() == "cannot be told (no law agrees with all sizes within the noise)"
 
 
-def test_a_smooth_misfit_is_refuted_whatever_the_scale_of_the_noise():
-    """Draws that say five times too much noise: no residual is large, but they hang together."""
-    rng = np.random.default_rng(0)
-    error = two_rises(SIZES) + 0.002 * rng.standard_normal(len(SIZES))
-    told = foretell(SIZES, error, error + 0.05 * rng.standard_normal((500, len(SIZES))))
-    (straight,) = [said for said in told.said if said.law == LogLinear()]
-    assert straight.large > 0.05
-    assert straight.smooth < 0.005
-    assert straight.refuted
+def straight_of(curve, sd, seed) -> Said:
+    """What is said of a straight line by data that are 0.002 off `curve`, with draws that say `sd`."""
+    rng = np.random.default_rng(seed)
+    error = curve(SIZES) + 0.002 * rng.standard_normal(len(SIZES))
+    (said,) = foretell(SIZES, error, error + sd * rng.standard_normal((500, len(SIZES))), laws=(LogLinear(),)).said
+    return said
+
+
+@pytest.mark.parametrize("sd", [0.05, 0.2], ids=lambda sd: f"{sd / 0.002:.0f} times too much noise")
+def test_a_smooth_misfit_is_refuted_whatever_the_scale_of_the_noise(sd):
+    """No residual is large beside such noise, but they hang together."""
+    for seed in range(3):
+        straight = straight_of(rectified, sd, seed)
+        assert straight.large > 0.05
+        assert straight.smooth == pytest.approx(1 / 501), "no draw is as smooth"
+        assert straight.refuted
+
+
+def test_how_often_noise_is_as_smooth_is_what_least_squares_of_white_noise_says():
+    """Two rises leave a straight line a residual that changes its sign five times: too seldom for noise at 5%, not at
+    half a percent. The reference: residuals of ordinary least squares, whose law no draws and no whitening blur."""
+    x = np.stack([np.ones_like(SIZES), np.log10(SIZES)], axis=1)
+    off = np.eye(len(SIZES)) - x @ np.linalg.pinv(x)
+    noise = neumann(np.random.default_rng(5).standard_normal((100_000, len(SIZES))) @ off)
+    exact = (noise <= neumann(off @ two_rises(SIZES))).mean()
+    assert exact == pytest.approx(0.029, abs=0.003)
+    said = [straight_of(two_rises, 0.05, seed) for seed in range(20)]
+    assert np.mean([one.smooth for one in said]) == pytest.approx(exact, abs=0.007)
+    assert not any(one.refuted for one in said)
 
 
 def test_where_laws_part_by_more_than_half_of_the_gain_nothing_is_told():
