@@ -25,9 +25,8 @@ TRAINING_SEMANTICS = 1
 EVALUATION_SEMANTICS = 1
 
 LEVELS = ("base", "given")  # methods whose score has no size: a level line in every figure
-OnStep = Callable[
-    [int, int, dict[str, float]], None
-]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
+# Hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step.
+OnStep = Callable[[int, int, dict[str, float]], None]
 Along = Callable[[int, int, Any], None]  # after so many of so many steps, with the model as it is then
 OnPhase = Callable[[str], None]  # hears what a cell goes over to: "training", "evaluating gsm8k"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -170,6 +169,7 @@ class Adapted:
     demonstrations: Shown = field(default_factory=list)  # turns put before every question, or before this one
     adapter: Path | None = None  # the folder of the adapter, in peft's form, where there is one
     merge: Callable[[], Any] | None = None  # puts it into the base's weights, for good, and gives that model
+    untouched: Callable[[], AbstractContextManager[Any]] | None = None  # lends the cell's base; None: it cannot
     training: dict[str, Any] = field(default_factory=dict)  # tokens, steps, seconds, losses ... for the record
 
 

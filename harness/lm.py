@@ -5,7 +5,7 @@ lm-eval's hf backend tokenises, cuts and reads answers; computing them is done h
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from harness.attention import reach
 from harness.base import LoadedBase
 from harness.cell import Adapted, Run
+from harness.data.chat import stop_ids
 from harness.decoding import generate
 from harness.prompts import Speaks, say_once
 from harness.scoring import Continuation, Room, score
@@ -44,6 +45,8 @@ class Asker(Speaks, HFLM):
         self.run, self.room = run, Room(run.tokens_per_pass)
         self._known: dict[str, list[int]] = {}
         self._pairs: dict[tuple[str, str], Pair] = {}
+        self.spoken: dict[str, Pair] | None = None  # by prompt, where it is wanted: its tokens, and those written after
+        self._asked: list[str] = []
         self.shares = run.eval_backend == "shared" and self._can_share(base)
         self.speak(base, adapted)
 
@@ -132,6 +135,7 @@ class Asker(Speaks, HFLM):
     def tok_batch_encode(
         self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, truncation: bool = False
     ) -> Any:
+        self._asked = list(strings)
         ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
         room = left_truncate_len or ids.shape[1]
         self.count(int((mask.sum(1) > room).sum()))
@@ -143,6 +147,34 @@ class Asker(Speaks, HFLM):
         transformers' own `generate` prepares the settings, the model's defaults among them, and hands to `_decode`.
         """
         stop = [*stop, self.end]
+        said = self._generate(context, max_length, stop, **settings)
+        if self.spoken is not None:
+            self._keep(context, settings["attention_mask"].bool(), said, stop)
+        return said
+
+    def _keep(self, context: Any, own: Any, said: Any, stop: list[str]) -> None:
+        """The tokens as they are: text would have to be tokenised again, perhaps in another way than it was written."""
+        assert self.spoken is not None
+        ended, width = self._ended(stop, stop_ids(self.tokenizer)), context.shape[1]
+        for prompt, ids, seen, whole in zip(self._asked, context, own, said.tolist(), strict=True):
+            written = whole[width:]
+            last = next((n for n in range(1, len(written)) if ended(written[:n])), len(written))
+            self.spoken[prompt] = (ids[seen].tolist() or [self.prefix_token_id], written[:last])
+
+    def _ended(self, stop: list[str], ends: Collection[int]) -> Callable[[list[int]], bool]:
+        """Whether the last of some tokens ends an answer."""
+        # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
+        tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
+
+        def ended(said: list[int]) -> bool:
+            if said[-1] in ends:
+                return True
+            text = self.tokenizer.decode(said[-tail:])
+            return any(s in text for s in stop)
+
+        return ended
+
+    def _generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
         if not self.shares:
             return super()._model_generate(context, max_length, stop, **settings)
         if self._too_long(max_length):
@@ -186,20 +218,12 @@ class Asker(Speaks, HFLM):
                 processor.prompt_ignore_length = None
         eos = generation_config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or [])
-        # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
-        tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
 
         def pick(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             scores = logits_processor(ids, logits)
             if not generation_config.do_sample:
                 return scores.argmax(-1)
             return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
-
-        def ended(said: list[int]) -> bool:
-            if said[-1] in ends:
-                return True
-            text = self.tokenizer.decode(said[-tail:])
-            return any(s in text for s in stop)
 
         seen = inputs.get("attention_mask")  # none where nothing is padded
         seen = torch.ones_like(input_ids) if seen is None else seen
@@ -213,7 +237,7 @@ class Asker(Speaks, HFLM):
                 prompts,
                 max_new_tokens=room,
                 pick=pick,
-                ended=ended,
+                ended=self._ended(stop, ends),
                 room=self.room,
                 cache_bytes=int(self.run.kv_cache_gib * 2**30),
                 on_done=bar.update,

@@ -7,7 +7,7 @@ instead of trained again.
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -176,7 +176,7 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
     if base.config.quantize and lora.rewrites_base:
         raise HarnessError(f"method.lora.init={lora.init} changes the base's weights, and these are quantised")
     set_seed(cell.seed)  # initialisation of the adapter, dropout
-    with _as_it_came(base.model, copy=lora.rewrites_base):
+    with _as_it_came(base.model, copy=lora.rewrites_base) as before:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5
@@ -201,7 +201,8 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         model.eval()
         _check_change(_logit_change(model), record, attempt.folder)
         merge = partial(model.merge_and_unload, safe_merge=True)  # which refuses what is no finite number
-        yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
+        untouched = partial(_without_adapter, model, before)
+        yield Adapted(model, training=record, adapter=attempt.folder, merge=merge, untouched=untouched)
 
 
 @contextmanager
@@ -216,7 +217,7 @@ def existing(base: Any, folder: Path) -> Iterator[Adapted]:
     if not isinstance(config, LoraConfig):
         raise HarnessError(f"{folder} is an adapter of the kind {config.peft_type}; only LoRA is read")
     config.inference_mode = True
-    with _as_it_came(base.model, copy=isinstance(config.init_lora_weights, str)):
+    with _as_it_came(base.model, copy=isinstance(config.init_lora_weights, str)) as before:
         try:
             model = attach(base.model, config)
         except ValueError as error:
@@ -225,7 +226,8 @@ def existing(base: Any, folder: Path) -> Iterator[Adapted]:
         model.eval()
         if not _logit_change(model):
             log.warning("%s changes no logit", folder)
-        yield Adapted(model, adapter=folder, merge=partial(model.merge_and_unload, safe_merge=True))
+        merge = partial(model.merge_and_unload, safe_merge=True)
+        yield Adapted(model, adapter=folder, merge=merge, untouched=partial(_without_adapter, model, before))
 
 
 def _put(model: Any, weights: dict[str, Any], folder: Path) -> None:
@@ -306,7 +308,7 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
             weights = {name: p.data for name, (p, _) in before.items()}
             record = ranks.agree(lambda: _save(weights, record, attempt, MODEL))
         model.eval()
-        yield Adapted(model, training=record, merge=lambda: model)
+        yield Adapted(model, training=record, merge=lambda: model, untouched=partial(_lent, model, before.values()))
     finally:
         for parameter, data in before.values():
             parameter.grad, parameter.data = None, data
@@ -337,16 +339,42 @@ def _saved(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @contextmanager
-def _as_it_came(model: Any, *, copy: bool) -> Iterator[None]:
+def with_weights(weights: Collection[tuple[Any, Any]]) -> Iterator[None]:
+    """Let parameters hold other values, as (parameter, values), for as long as the context lasts."""
+    now = [(parameter, parameter.data) for parameter, _ in weights]
+    try:
+        for parameter, values in weights:
+            parameter.data = values
+        yield
+    finally:
+        for parameter, values in now:
+            parameter.data = values
+
+
+@contextmanager
+def _lent(model: Any, weights: Collection[tuple[Any, Any]]) -> Iterator[Any]:
+    with with_weights(weights):
+        yield model
+
+
+@contextmanager
+def _without_adapter(model: Any, before: Collection[tuple[Any, Any]]) -> Iterator[Any]:
+    """The model as it was without its adapter; `before` are weights that putting it on has changed."""
+    with model.disable_adapter(), with_weights(before):
+        yield model
+
+
+@contextmanager
+def _as_it_came(model: Any, *, copy: bool) -> Iterator[list[tuple[Any, Any]]]:
     """Give `model` back with the modules and weights it had, whatever peft did to it.
 
     peft's own `unload` leaves the trained copies of `modules_to_save` in place, and the weights that an initialisation
-    such as PiSSA has changed; for these, `copy` keeps the weights aside.
+    such as PiSSA has changed; for these, `copy` keeps the weights aside. Gives its parameters with what was kept.
     """
     modules = {module: dict(module._modules) for module in model.modules()}
     weights = {name: w.clone() for name, w in model.state_dict().items()} if copy else None
     try:
-        yield
+        yield [(p, weights[name]) for name, p in model.named_parameters()] if weights else []
     finally:
         for module, children in modules.items():
             module._modules = children

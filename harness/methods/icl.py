@@ -6,8 +6,9 @@ a dataset in the order of its file, see conf/data/urial.yaml.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from harness.cell import Adapted, Attempt, Cell, Message, Method, Shown
@@ -53,4 +54,5 @@ class InContext(Method):
 
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
-        yield Adapted(base.model, demonstrations=self.demonstrations(examples))
+        shown = self.demonstrations(examples)
+        yield Adapted(base.model, demonstrations=shown, untouched=partial(nullcontext, base.model))

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -126,6 +127,7 @@ class Recipe(Method):
         record = ranks.agree(lambda: read_result(done)["training"] if done.exists() else None)
         marks = [stage["mark"] for stage in record["stages"]] if record else marks_of(cell)
         parts, stages = self.parts(cell), list[dict[str, Any]]()
+        before = [(p, p.data) for p in base.model.parameters()]  # the stages' weights stand in their place meanwhile
         with contextlib.ExitStack() as merged:
             for number, (part, mark) in enumerate(zip(parts, marks, strict=True), 1):
                 here = _after(attempt, mark, sum(stage["steps"] for stage in stages))
@@ -143,7 +145,18 @@ class Recipe(Method):
                 ranks.agree(lambda: _write_losses(attempt, marks))
             with parts[-1].method.adapt(base, NOTHING, parts[-1], here) as adapted:
                 # Its adapter alone means nothing: it belongs on a base that is in memory only.
-                yield dataclasses.replace(adapted, training=record, adapter=None)
+                untouched = partial(_before_all, adapted, before)
+                yield dataclasses.replace(adapted, training=record, adapter=None, untouched=untouched)
+
+
+@contextmanager
+def _before_all(last: Adapted, weights: list[tuple[Any, Any]]) -> Iterator[Any]:
+    """The base as it was before the first stage; without the last one it holds those before that."""
+    from harness.tuning import with_weights
+
+    assert last.untouched is not None  # every method that trains has one
+    with last.untouched() as model, with_weights(weights):
+        yield model
 
 
 def marks_of(cell: Cell) -> list[str]:
