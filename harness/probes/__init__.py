@@ -1,4 +1,4 @@
-"""What is measured of a model beside a task's own scores; see `harness.probe`."""
+"""Probes, one file each: see `harness.probe`."""
 
 from harness.probes.token_shift import TokenShift
 
