@@ -71,4 +71,6 @@ INSTRUMENTS: tuple[Instrument, ...] = ()
 
 def sections(evidence: Evidence) -> list[Section]:
     """Of all instruments, present or absent, in the page's order."""
-    return [instrument(evidence) for instrument in INSTRUMENTS]
+    from analysis import arena  # which needs the classes above
+
+    return [instrument(evidence) for instrument in (*INSTRUMENTS, arena.section)]
