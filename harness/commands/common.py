@@ -90,7 +90,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
 
     about = folder / SWEEP
     scored = load_frame(folder)
-    frame = scored[scored["probe"].fillna("") == ""]  # what a probe measures is no score of its task's
+    frame = _own_scores(scored)
     table, found = points(frame), protocol.protocols(folder)
     beside = None
     if against:
@@ -113,6 +113,17 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
 
         log_report(wandb, Report(group_of(frame, folder), sheets(table, concluded), folder))
     print(page, *([figure] if figure.exists() else []), sep="\n")
+
+
+def _own_scores(scored: "pd.DataFrame") -> "pd.DataFrame":
+    """Without what probes have measured, which is no score of their tasks'; a cell that has nothing else keeps a row
+    without a score."""
+    import pandas as pd
+
+    own = scored["probe"].fillna("") == ""
+    bare = scored[~own & ~scored["path"].isin(scored.loc[own, "path"])].drop_duplicates("path")
+    blank = bare.assign(task="", score=float("nan"), stderr=float("nan"), headline=False)
+    return pd.concat([scored[own], blank]) if len(blank) else scored[own]
 
 
 def group_of(frame: "pd.DataFrame", folder: Path) -> str:
