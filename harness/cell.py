@@ -117,10 +117,10 @@ class Task:
     unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
     generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
     probe: dict[str, Any] | None = None  # a Probe (Hydra `_target_`): what else is measured of the model on these items
-    chat: bool = (
-        True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
-    )
+    chat: bool = True  # ask through the base's chat template; False: the plain text, as a base saw it in pretraining
     headline: str | None = None  # the leading "metric/filter", e.g. exact_match/strict-match; None: the task's first
+    # Not what the tuning is for, but what it may have cost: a remark kept beside the scores, no part of what is measured.
+    elsewhere: bool = field(default=False, compare=False)
 
 
 @dataclass

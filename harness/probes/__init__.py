@@ -1,1 +1,5 @@
 """Probes, one file each: see `harness.probe`."""
+
+from harness.probes.token_loss import TokenLoss
+
+__all__ = ["TokenLoss"]
