@@ -66,9 +66,14 @@ class Section:
 
 Instrument = Callable[[Evidence], Section]
 
-INSTRUMENTS: tuple[Instrument, ...] = ()
+
+def instruments() -> tuple[Instrument, ...]:
+    """All of them, in the page's order. Imported here, as each of them imports what stands above."""
+    from analysis import new_knowledge
+
+    return (new_knowledge.section,)
 
 
 def sections(evidence: Evidence) -> list[Section]:
     """Of all instruments, present or absent, in the page's order."""
-    return [instrument(evidence) for instrument in INSTRUMENTS]
+    return [instrument(evidence) for instrument in instruments()]
