@@ -1,7 +1,10 @@
-"""Processes of tests that are meant to die: forked from a server that has only imported, so quick to begin."""
+"""Processes of tests, forked from a server that has only imported, so quick to begin: an import of torch and of what
+stands on it takes seconds, and a spawned process begins with one."""
 
 import multiprocessing
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 # Not from the test's own process, whose threads a fork would not take along.
@@ -23,3 +26,18 @@ def _alone(work: Callable[..., None], given: tuple[Any, ...]) -> None:
 
     torch.set_num_threads(1)
     work(*given)
+
+
+def _process(*, target: Callable[..., None], args: tuple[Any, ...], name: str) -> Any:
+    return SERVER.Process(target=_as_spawned, args=(dict(os.environ), target, args), name=name)
+
+
+def _as_spawned(environment: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    target(*args)
+
+
+# In the place of the context from which `harness.engines.process` spawns its workers; they find the environment of who
+# starts them, as spawned ones do.
+WORKERS = SimpleNamespace(Pipe=SERVER.Pipe, Process=_process)

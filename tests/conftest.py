@@ -35,6 +35,8 @@ import torch  # noqa: E402
 from harness import base as bases  # noqa: E402
 from harness import hub, preempt  # noqa: E402
 from harness.cell import Attempt, Base, Cell, Data, Form, OnStep, Run, Source, Task, Turn, Wandb  # noqa: E402
+from harness.engines import process  # noqa: E402
+from tests.children import WORKERS  # noqa: E402
 
 torch.set_num_threads(1)
 pytest_plugins = ["tests.clusters"]
@@ -111,8 +113,12 @@ def save_tiny(folder: Path, tokenizer: Any, seed: int = 0) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _alone() -> Any:
-    """Each test starts with one torch thread and no resident base, and leaves signals to those who had them."""
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Each test starts with one torch thread and no resident base, and leaves signals to those who had them.
+
+    Workers of a sweep in the test's own process begin quickly, see `tests.children`.
+    """
+    monkeypatch.setattr(process, "_SPAWN", WORKERS)
     torch.set_num_threads(1)
     bases._resident.clear()
     hub.commit_of.cache_clear()

@@ -1,7 +1,9 @@
-"""Whatever becomes of one cell or its process, the others are done, and what happened is told."""
+"""Whatever becomes of one cell or its process, the others are done, and what happened is told.
+
+Sweeps that run in a process of their own spawn their workers, as outside of tests.
+"""
 
 import dataclasses
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,8 +20,7 @@ from harness import lease as leases
 from harness import preempt, store
 from harness.cell import Adapted, Attempt, Cell, Method
 from harness.engines.local import run_cells
-
-SPAWN = multiprocessing.get_context("spawn")
+from tests.children import SERVER
 
 
 @dataclass
@@ -95,7 +96,7 @@ def share(cells: list[Cell]) -> None:
 def test_two_sweeps_over_one_folder_share_the_work(make_cell: Callable[..., Cell]) -> None:
     cells = [make_cell(Faulty(fault="count"), seed=seed) for seed in range(6)]
     cells = [dataclasses.replace(cell, size=2 + n) for n, cell in enumerate(cells)]
-    sweeps = [SPAWN.Process(target=share, args=(cells,)) for _ in range(2)]
+    sweeps = [SERVER.Process(target=share, args=(cells,)) for _ in range(2)]
     for sweep in sweeps:
         sweep.start()
     for sweep in sweeps:
@@ -119,7 +120,7 @@ def test_a_sweep_that_is_told_to_stop_keeps_checkpoints_and_goes_on(make_cell: C
     cell = make_cell("sft", size=8)
     cell.method.min_steps = 1000
     cell.run.checkpoint_seconds = 0.5
-    sweep = SPAWN.Process(target=stop_when_told, args=(cell,))
+    sweep = SERVER.Process(target=stop_when_told, args=(cell,))
     sweep.start()
     wait_for_checkpoint(cell)
     os.kill(sweep.pid, signal.SIGTERM)
@@ -143,7 +144,7 @@ def stop_when_told(cell: Cell) -> None:
 def test_a_signal_to_all_processes_at_once_is_no_impatience(make_cell: Callable[..., Cell]) -> None:
     """Ctrl-C and Slurm reach a worker directly, and its supervisor asks it once more: its step still ends."""
     cell = make_cell(Faulty(fault="linger"))
-    sweep = SPAWN.Process(target=stop_when_told, args=(cell,))
+    sweep = SERVER.Process(target=stop_when_told, args=(cell,))
     sweep.start()
     patience = time.monotonic() + 60
     while not (begun := list(cell.folder().glob("begun"))):
@@ -160,7 +161,7 @@ def test_workers_end_with_the_sweep(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell("sft", size=8)
     cell.method.min_steps = 100_000
     cell.run.checkpoint_seconds = 0.5
-    sweep = SPAWN.Process(target=share, args=([cell],))
+    sweep = SERVER.Process(target=share, args=([cell],))
     sweep.start()
     wait_for_checkpoint(cell)
     sweep.kill()
