@@ -35,7 +35,7 @@ def by_size(law: Law, points: Points, size: float, n: int = RESAMPLES, seed: int
     return Estimate.of(_told(law, points, whole, at), np.array(drawn))
 
 
-def _told(law: Law, points: Points, times: Array, at: Array) -> float:
+def _told(law: Law, points: Points, times: np.ndarray, at: Array) -> float:
     """The error at `at`, fitted to the sizes that are there, each as often as it was drawn."""
     there = np.flatnonzero(times)
     problem = problem_of(law, points)  # its box is that of all sizes, as is the range in which a law may bend
