@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,10 @@ class LoadedBase:
     config: Base
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+
+    def __post_init__(self) -> None:
+        # A context with the base's own model, whatever has been trained on it: who trains it says how.
+        self.untouched: Callable[[], AbstractContextManager[Any]] = lambda: nullcontext(self.model)
 
     @functools.cached_property
     def attends_by_rows(self) -> bool:

@@ -173,7 +173,10 @@ class Estimator:
 
     def _of_evaluation(self, cell: Cell, name: str) -> Cost:
         items, flops = self._extent(name).items, self._eval_flops(cell.base.name, name)
-        seconds = self.history.evaluation.seconds((cell.base.name, name, cell.method.name), items, flops)
+        read = evaluate.examples_read(name, self.tasks[name], cell.size)
+        flops += self._forward(cell.base.name, read * self.example_tokens(cell) if read else 0)
+        key = cell.base.name, name, cell.method.name
+        seconds = None if read else self.history.evaluation.seconds(key, items, flops)
         if seconds is None:
             seconds = items * ITEM_SECONDS + flops / (SUSTAINED * self.speed)
         return Cost(eval_flops=flops, seconds=seconds)
@@ -207,7 +210,8 @@ class Estimator:
             base = record["row"]["base"]
             if base not in self.bases or record.get("device", "") != history.device or not self._shapes(base):
                 continue
-            asked = {name: self._eval_flops(base, name) for name in scored if name in self.tasks}
+            known = [name for name in scored if name in self.tasks]
+            asked = {n: self._eval_flops(base, n) for n in known if not evaluate.examples_read(n, self.tasks[n], 1)}
             history.learn(record, {name: scored[name] for name in asked}, asked)
         return history
 

@@ -13,6 +13,7 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +101,24 @@ def extent(name: str, task: Task) -> Extent:
     return Extent(items, passes * characters / items, passes * answers / items)
 
 
-def evaluate(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run) -> dict[str, Any]:
+def examples_read(name: str, task: Task, size: int) -> int:
+    """How many of a cell's examples its probe reads, in one forward pass each."""
+    return _probe(name, task).examples(size) if task.probe else 0
+
+
+def evaluate(
+    base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run, examples: Sequence[Any] | None = None
+) -> dict[str, Any]:
     """Ask the model every item of the task and, where it has a probe, measure what that asks for.
 
-    Returns what `_ask` does; scores and samples of a probe are the probe's.
+    `examples` as in `harness.probe.Asking`. Returns what `_ask` does; scores and samples of a probe are the probe's.
     """
     started = time.perf_counter()
     if not task.probe:
         return _ask(base, adapted, name, task, run)
     plain = replace(task, probe=None, headline=None)
-    asking = Asking(base, adapted, name, plain, run, lambda other: _ask(base, other, name, plain, run, prompts=True))
-    measured = _probe(name, task).measure(asking)
+    ask = functools.partial(_ask, base, name=name, task=plain, run=run, prompts=True)
+    measured = _probe(name, task).measure(Asking(base, adapted, name, plain, run, ask, examples))
     return {
         "scores": measured.scores(task.headline),
         "samples": measured.samples,

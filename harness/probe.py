@@ -10,7 +10,7 @@ and is a small class in `harness/probes/`. No torch here.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ class Asking:
     task: Task  # without the probe
     run: Run
     ask: Callable[[Adapted], dict[str, Any]]  # lm-eval's whole evaluation of a model: scores, samples, seconds ...
+    # The cell's `harness.data.subset.Example`s; None where it learned from more, or has not learned from all of them.
+    examples: Sequence[Any] | None = None
 
 
 @dataclass
@@ -75,6 +77,10 @@ class Probe:
     def passes(self) -> float:
         """How often it reads all items and answers, as a multiple of one plain evaluation: for the plan."""
         return 1.0
+
+    def examples(self, size: int) -> int:
+        """How many of a cell's examples it reads, in one forward pass each: for the plan."""
+        return 0
 
     def measure(self, asking: Asking) -> Measured:
         raise NotImplementedError  # not abstract: a dataclass to start from

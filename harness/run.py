@@ -150,12 +150,13 @@ def _work(
             trained = {"identity": identity, "training": adapted.training}
             commit(folder / store.TRAINED, lambda: trained)
             among, overlaps = asked.items_among(cell.evals, examples), dict[str, Any]()
+            of_all = examples if len(cell.method.parts(cell)) == 1 else None  # else each stage had its own
             for name, task in cell.evals.items():
                 path = store.score_path(folder, name, wanted[name])
                 if not ranks.agree(path.exists):
                     telling.phase(f"evaluating {name}")
                     with part(f"evaluate {name}"):
-                        result = evaluate.evaluate(base, adapted, name, task, cell.run)
+                        result = evaluate.evaluate(base, adapted, name, task, cell.run, of_all)
                         result["items_in_training"] = among[name]
                         if len(examples):
                             result["overlap"] = asked.overlap(name, task, examples, cell.data.contamination.words)

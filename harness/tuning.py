@@ -201,7 +201,8 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         model.eval()
         _check_change(_logit_change(model), record, attempt.folder)
         merge = partial(model.merge_and_unload, safe_merge=True)  # which refuses what is no finite number
-        yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
+        with _untouched(base, partial(_switched_off, model, lora)):
+            yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
 
 
 @contextmanager
@@ -306,11 +307,42 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
             weights = {name: p.data for name, (p, _) in before.items()}
             record = ranks.agree(lambda: _save(weights, record, attempt, MODEL))
         model.eval()
-        yield Adapted(model, training=record, merge=lambda: model)
+        with _untouched(base, partial(_swapped, model, {p: data for p, data in before.values()})):
+            yield Adapted(model, training=record, merge=lambda: model)
     finally:
         for parameter, data in before.values():
             parameter.grad, parameter.data = None, data
         model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _untouched(base: Any, how: Callable[[], Any]) -> Iterator[None]:
+    """Let the base say `how` its own model is had, for as long as the context lasts."""
+    before, base.untouched = base.untouched, how
+    try:
+        yield
+    finally:
+        base.untouched = before
+
+
+@contextmanager
+def _switched_off(model: Any, lora: Lora) -> Iterator[Any]:
+    lora.check_reference()
+    with model.disable_adapter():
+        yield model
+
+
+@contextmanager
+def _swapped(model: Any, weights: dict[Any, Any]) -> Iterator[Any]:
+    """The model with these weights in place of its own."""
+    trained = {parameter: parameter.data for parameter in weights}
+    try:
+        for parameter, data in weights.items():
+            parameter.data = data
+        yield model
+    finally:
+        for parameter, data in trained.items():
+            parameter.data = data
 
 
 def _save(weights: dict[str, Any], record: dict[str, Any], attempt: Attempt, name: str) -> dict[str, Any]:

@@ -1,1 +1,6 @@
 """Probes, one file each: see `harness.probe`."""
+
+from harness.probes.adapter_bits import AdapterBits
+from harness.probes.code_length import CodeLength
+
+__all__ = ["AdapterBits", "CodeLength"]
