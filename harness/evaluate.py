@@ -129,7 +129,7 @@ def evaluate(
 
 
 def _probe(name: str, task: Task) -> Probe:
-    probe = hydra.utils.instantiate(task.probe)
+    probe = hydra.utils.instantiate(task.probe, _convert_="all")  # its lists as plain lists
     if not isinstance(probe, Probe):
         raise HarnessError(f"evals.{name}.probe makes a {type(probe).__name__}, which is no Probe; see conf/probe/")
     return probe

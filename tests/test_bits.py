@@ -275,3 +275,155 @@ def test_bits_of_an_adapter_are_its_parts() -> None:
     sizes = [squeezed(some, keep, width)[1] for keep in (0.2, 0.5, 1.0) for width in (1, 3, 8)]
     assert sorted(sizes[:3]) == sizes[:3]
     assert sizes[0] < sizes[3] < sizes[6] < most
+
+
+# ------------------------------------------------------------------------------------------------- adapters, compressed
+
+
+def trained(make_cell: Make, task: Task, **lora: Any) -> Cell:
+    smaller = dataclasses.replace(task, probe=SMALLER, headline=None)
+    return make_cell(Sft(**QUICK, lora=Lora(rank=4, **lora)), size=8, evals={"mine": task, "smaller": smaller})
+
+
+def by_item(cell: Cell, task: str, metric: str, filter_: str = "none") -> list[float]:
+    (path,) = (cell.folder() / "evals" / task).glob("*.json")
+    kept = answers(cell.run.root, *_place(cell), task, store.read_result(path)["fingerprint"])
+    return [row[metric] for row in kept if row["filter"] == filter_]
+
+
+def _place(cell: Cell) -> tuple[str]:
+    return (cell.folder().relative_to(cell.run.root).as_posix(),)
+
+
+def likelihoods(choice_task: Any) -> Task:
+    """The log-likelihood of each answer, which tells every change of the weights."""
+    metrics = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    spec = {"output_type": "loglikelihood", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}"}
+    return dataclasses.replace(choice_task(), task={**spec, "target_delimiter": " ", "metric_list": metrics})
+
+
+def test_all_directions_in_sixteen_bits_score_as_the_adapter_and_one_bit_does_not(
+    make_cell: Make, choice_task: Any
+) -> None:
+    cell = trained(make_cell, likelihoods(choice_task))
+    run(cell)
+    whole = np.array(by_item(cell, "mine", "perplexity"))
+    names = ("keep1_bits16", "keep0.25_bits16", "keep1_bits1", "keep0.25_bits1")
+    off = {name: np.abs(np.array(by_item(cell, "smaller", name)) / whole - 1).max() for name in names}
+    assert off["keep1_bits16"] < 2e-3 < 0.02 < off["keep0.25_bits1"]
+    (path,) = (cell.folder() / "evals/smaller").glob("*.json")
+    kept = store.read_result(path)
+    assert set(kept["bits"]) == set(kept["error"]) == set(names)
+    assert kept["scored"] == "perplexity/none"
+    assert kept["error"]["keep1_bits16"] < 1e-2 < min(kept["error"][name] for name in names[1:])
+    weights = trained_weights(cell)
+    assert 15 * weights < kept["bits"]["keep1_bits16"] < 18 * weights
+    assert kept["bits"]["keep0.25_bits1"] < weights / 2
+    items = load_items(cell.run.root, store.load(cell.run.root))
+    assert items.scores[(*_place(cell), "smaller", "keep1_bits16", "none")].shape == (5,)
+
+
+def trained_weights(cell: Cell) -> float:
+    return float(store.load(cell.run.root)["adapter_bits"].iloc[0]) / 32
+
+
+def test_the_adapter_is_put_back_bit_for_bit_and_so_is_the_base(make_cell: Make, generation_task: Any) -> None:
+    task = generation_task()
+    cell = trained(make_cell, task)
+    run(dataclasses.replace(cell, evals={"mine": task}))
+    loaded = bases.load(cell.base, "cpu")
+    before = {name: w.clone() for name, w in loaded.model.state_dict().items()}
+    with cell.method.adapt(loaded, subset_of(cell), cell, _attempt(cell)) as adapted:
+        own = {name: (w.data_ptr(), w.clone()) for name, w in adapted.model.state_dict().items()}
+        evaluate.evaluate(loaded, adapted, "smaller", cell.evals["smaller"], Run())
+        for name, weight in adapted.model.state_dict().items():
+            assert (weight.data_ptr(), weight.equal(own[name][1])) == (own[name][0], True)
+        found, why = lora_layers(adapted.model)
+        assert (len(found), why) == (2 * 7, "")
+        parts = [directions(*factors(layer)) for layer in found]
+        ids = torch.arange(40)[None]
+        said = adapted.model(ids).logits
+        with pytest.raises(KeyboardInterrupt), put_on(found, squeezed(parts, 0.1, 1)[0]):
+            assert not adapted.model(ids).logits.equal(said)
+            raise KeyboardInterrupt
+        assert adapted.model(ids).logits.equal(said)
+        with put_on(found, parts):  # nothing left out and nothing rounded
+            torch.testing.assert_close(adapted.model(ids).logits, said, rtol=1e-4, atol=1e-4)
+        with loaded.untouched() as untouched, torch.no_grad():
+            alone = untouched(ids).logits
+    assert all(weight.equal(before[name]) for name, weight in loaded.model.state_dict().items())
+    with loaded.untouched() as untouched, torch.no_grad():
+        assert untouched(ids).logits.equal(alone)
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("base", "no LoRA adapter"),
+        ("icl", "no LoRA adapter"),
+        (SftFull(**{**QUICK, "lr": 1e-3}), "no LoRA adapter"),
+        (Sft(**QUICK, lora=Lora(rank=2, dora=True)), "DoRA"),
+        (Sft(**QUICK, lora=Lora(rank=2, modules_to_save=["lm_head"])), "modules_to_save"),
+    ],
+)
+def test_what_has_no_such_adapter_says_so_and_fails_nothing(
+    method: Any, why: str, make_cell: Make, generation_task: Any
+) -> None:
+    smaller = dataclasses.replace(generation_task(), probe=SMALLER, headline=None)
+    cell = make_cell(method, evals={"smaller": smaller})
+    run(cell)
+    (path,) = (cell.folder() / "evals/smaller").glob("*.json")
+    assert why in store.read_result(path)["why"]
+    assert store.load(cell.run.root)["score"].isna().all()
+
+
+def test_an_initialisation_that_rewrites_the_base_leaves_none_to_code_by(make_cell: Make, generation_task: Any) -> None:
+    task = dataclasses.replace(generation_task(), probe=CODE, headline=None)
+    with pytest.raises(HarnessError, match="takes a part of the base's weights"):
+        run(make_cell(Sft(**QUICK, lora=Lora(rank=2, init="pissa")), evals={"code": task}))
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        ({**SMALLER, "keep": []}, "needs keep and bits"),
+        ({**SMALLER, "keep": [0.5, 0.5]}, "none of them twice"),
+        ({**SMALLER, "keep": [2.0]}, r"keep=\[2\.0\] must be shares"),
+        ({**SMALLER, "bits": [0]}, r"bits=\[0\] must be from 1"),
+        ({**CODE, "most": 1}, "most=1 must be at least 2"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_runs(
+    probe: Any, said: str, make_cell: Make, generation_task: Any
+) -> None:
+    cell = make_cell(evals={"mine": dataclasses.replace(generation_task(), probe=probe, headline=None)})
+    with pytest.raises(HarnessError, match=said):
+        check(to_run(plan([cell]), retry_failed=False))
+
+
+def test_a_metric_that_gives_no_number_for_an_item_is_refused(make_cell: Make, choice_task: Any) -> None:
+    task = choice_task()
+    task.task["metric_list"] = [{"metric": "brier_score"}]
+    with pytest.raises(HarnessError, match="brier_score/none gives no number"):
+        run(make_cell(evals={"mine": dataclasses.replace(task, probe=SMALLER)}))
+
+
+def test_a_score_that_the_task_does_not_give_is_refused(make_cell: Make, generation_task: Any) -> None:
+    probe = {**SMALLER, "score": "acc/none"}
+    with pytest.raises(HarnessError, match="acc/none.*none of what the task gives: exact_match/strict"):
+        run(make_cell(evals={"mine": dataclasses.replace(generation_task(), probe=probe, headline=None)}))
+
+
+def test_the_plan_counts_every_grid_point_and_every_example_read(make_cell: Make, generation_task: Any) -> None:
+    def flops(**probe: Any) -> float:
+        task = dataclasses.replace(generation_task(), headline=None, **({"probe": probe} if probe else {}))
+        planned = plan([make_cell(Sft(**QUICK), size=8, evals={"mine": task})])
+        return Estimator(planned, speed=1e12).cost(planned[0]).eval_flops
+
+    assert flops(**SMALLER) == pytest.approx(4 * flops())
+    cell = make_cell(Sft(**{**QUICK, "epochs": 1}), size=8, evals={})
+    planned = plan([cell])
+    training = Estimator(planned, speed=1e12).cost(planned[0])
+    assert flops(**CODE) == pytest.approx(training.train_flops / 2)  # 2N of each token, where LoRA's training takes 4N
+    assert flops(**CODE, most=2) == pytest.approx(training.train_flops / 8)
+    assert (AdapterBits().passes(), CodeLength().passes()) == (9, 0)

@@ -19,7 +19,7 @@ from harness.probe import Asking, Measured, Probe
 class AdapterBits(Probe):
     """The cell's LoRA adapter with each share of its directions kept and each width of its numbers, asked the task.
 
-    A metric for each, named ``keep0.25_bits4``: the task's own score, item by item. `about` has the bits of each
+    A metric for each, named ``keep0.25_bits4``: the mean over items of what the task's own metric says of each. `about` has the bits of each
     (``bits``), and how far the weights are from the trained ones (``error``, relative, in the sum of squares). The
     untouched base, demonstrations and fully trained weights have no adapter and so no values: `why` says so.
     """
@@ -66,7 +66,7 @@ class AdapterBits(Probe):
             if not samples:
                 samples = [_bare(row, result["scores"]) for row in rows]
             for sample, row in zip(samples, rows, strict=True):
-                sample[name] = float(row[chosen["metric"]])
+                sample[name] = _number(row[chosen["metric"]], about["scored"], asking.name)
         return Measured(samples, dict.fromkeys(grid, better), about=about)
 
 
@@ -126,6 +126,12 @@ def _chosen(scores: list[dict[str, Any]], wanted: str, name: str) -> dict[str, A
         have = "; ".join(f"{s['metric']}/{s['filter']}" for s in scores)
         raise HarnessError(f"evals.{name}.probe.score={wanted!r} is none of what the task gives: {have}")
     return found[0]
+
+
+def _number(value: Any, scored: str, name: str) -> float:
+    if not isinstance(value, int | float):  # a bool is an int
+        raise HarnessError(f"evals.{name}.probe: {scored} gives no number for an item; name another one in probe.score")
+    return float(value)
 
 
 def _bare(row: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
