@@ -66,9 +66,14 @@ class Section:
 
 Instrument = Callable[[Evidence], Section]
 
-INSTRUMENTS: tuple[Instrument, ...] = ()
+
+def instruments() -> tuple[Instrument, ...]:
+    """In the page's order."""
+    from analysis import bits  # each imports what stands above
+
+    return (bits.section,)
 
 
 def sections(evidence: Evidence) -> list[Section]:
     """Of all instruments, present or absent, in the page's order."""
-    return [instrument(evidence) for instrument in INSTRUMENTS]
+    return [instrument(evidence) for instrument in instruments()]

@@ -307,7 +307,7 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
             weights = {name: p.data for name, (p, _) in before.items()}
             record = ranks.agree(lambda: _save(weights, record, attempt, MODEL))
         model.eval()
-        with _untouched(base, partial(_swapped, model, {p: data for p, data in before.values()})):
+        with _untouched(base, partial(_swapped, model, dict(before.values()))):
             yield Adapted(model, training=record, merge=lambda: model)
     finally:
         for parameter, data in before.values():

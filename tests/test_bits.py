@@ -1,4 +1,4 @@
-"""Bits to adapt: code lengths against the definition, compression against closed forms, and what the page says of both."""
+"""Bits to adapt: code lengths against their definition, compression against closed forms, and what the page says."""
 
 import dataclasses
 import math
@@ -241,7 +241,7 @@ def test_rounding_is_within_half_a_step_and_no_worse(bits: int) -> None:
 
 @pytest.mark.parametrize(("bits", "error"), [(1, 0.3634), (2, 0.1188), (3, 0.03744), (4, 0.01154)])
 def test_rounding_of_normal_numbers_errs_as_max_found(bits: int, error: float) -> None:
-    """Max 1960 (IRE Trans. Inf. Theory 6:7), table II: the least mean square of 2**bits even steps for a unit normal."""
+    """Max 1960 (IRE Trans. Inf. Theory 6:7), table II: the least mean square of 2**bits even steps, of a normal."""
     vectors = torch.randn(8, 20_000, generator=torch.Generator().manual_seed(2))
     found = rounded(vectors, bits)
     assert float((found.values() - vectors).square().mean()) == pytest.approx(error, rel=0.06)
@@ -343,9 +343,8 @@ def test_the_adapter_is_put_back_bit_for_bit_and_so_is_the_base(make_cell: Make,
         parts = [directions(*factors(layer)) for layer in found]
         ids = torch.arange(40)[None]
         said = adapted.model(ids).logits
-        with pytest.raises(KeyboardInterrupt), put_on(found, squeezed(parts, 0.1, 1)[0]):
-            assert not adapted.model(ids).logits.equal(said)
-            raise KeyboardInterrupt
+        with pytest.raises(ZeroDivisionError), put_on(found, squeezed(parts, 0.1, 1)[0]):
+            1 / int(adapted.model(ids).logits.equal(said))  # they differ, and whatever ends the context
         assert adapted.model(ids).logits.equal(said)
         with put_on(found, parts):  # nothing left out and nothing rounded
             torch.testing.assert_close(adapted.model(ids).logits, said, rtol=1e-4, atol=1e-4)
@@ -410,7 +409,7 @@ def test_a_metric_that_gives_no_number_for_an_item_is_refused(make_cell: Make, c
 
 def test_a_score_that_the_task_does_not_give_is_refused(make_cell: Make, generation_task: Any) -> None:
     probe = {**SMALLER, "score": "acc/none"}
-    with pytest.raises(HarnessError, match="acc/none.*none of what the task gives: exact_match/strict"):
+    with pytest.raises(HarnessError, match=r"acc/none.*none of what the task gives: exact_match/strict"):
         run(make_cell(evals={"mine": dataclasses.replace(generation_task(), probe=probe, headline=None)}))
 
 

@@ -19,8 +19,8 @@ from harness.probe import Asking, Measured, Probe
 class AdapterBits(Probe):
     """The cell's LoRA adapter with each share of its directions kept and each width of its numbers, asked the task.
 
-    A metric for each, named ``keep0.25_bits4``: the mean over items of what the task's own metric says of each. `about` has the bits of each
-    (``bits``), and how far the weights are from the trained ones (``error``, relative, in the sum of squares). The
+    A metric for each, named ``keep0.25_bits4``: the mean over items of what the task's own metric says of each. `about`
+    has the bits of each (``bits``), and how far the weights are from the trained ones (``error``: Frobenius norms). The
     untouched base, demonstrations and fully trained weights have no adapter and so no values: `why` says so.
     """
 
@@ -136,5 +136,5 @@ def _number(value: Any, scored: str, name: str) -> float:
 
 def _bare(row: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
     """What is the item's own of a line, not the model's."""
-    dropped = {"prompts", "extracted", *(s["metric"] for s in scores)}
+    dropped = {"prompts", "tokens", "extracted", *(s["metric"] for s in scores)}
     return {k: v for k, v in row.items() if k not in dropped} | {"filter": "none", "extracted": []}

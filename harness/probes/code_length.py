@@ -1,9 +1,9 @@
 """How many bits say what a cell was told: its demonstrations or its training examples, coded by the untouched base.
 
-A program in the sense of task complexity (arXiv 2602.15829) brings the base to a score: a prompt, or data from which the
-base is trained. Base, tokenizer, chat template and the code of prompting and training are free, its text is not. An
-arithmetic coder that has the base's next-token probabilities writes a text in -log2 p(text) bits and at most two more
-(Rissanen & Langdon 1979, IBM J. Res. Dev. 23:149). What is counted:
+A program in the sense of task complexity (arXiv 2602.15829) brings the base to a score: a prompt, or data from which
+the base is trained. Base, tokenizer, chat template and the code of prompting and training are free, its text is not.
+An arithmetic coder that has the base's next-token probabilities writes a text in -log2 p(text) bits and at most two
+more (Rissanen & Langdon 1979, IBM J. Res. Dev. 23:149). What is counted:
 
 - of each turn its tokens and the end of turn behind them, given what the chat template puts before it and, of the same
   dialogue, all earlier turns. What the template writes itself is known and costs nothing. Questions are counted as well
@@ -22,12 +22,12 @@ from typing import Any
 from harness.cell import Message
 from harness.data.chat import render, stop_ids
 from harness.data.encode import Encoder
-from harness.data.kinds import ROLES, kind_of
+from harness.data.kinds import kind_of
 from harness.errors import HarnessError
 from harness.probe import Asking, Measured, Probe
 
 AT_ONCE = 512  # dialogues that are scored together
-ROLE_BITS = 3
+ROLE_BITS = 3  # there are seven, and that no turn follows
 CODER_BITS = 2.0  # what an arithmetic coder ends with
 MARK = "\u2603TURN\u2603"
 
@@ -161,8 +161,10 @@ def _before(tokenizer: Any, messages: Sequence[Message]) -> Iterator[str]:
         elif (text := render(tokenizer, [*earlier, {"role": role, "content": MARK}], ask=False)).count(MARK) == 1:
             yield text.partition(MARK)[0]
         else:
-            raise HarnessError("the base's chat template does not write each turn once, so what it writes by itself "
-                               "cannot be told from what is said; give a plain template in base.chat_template")  # fmt: skip
+            raise HarnessError(
+                "the base's chat template does not write each turn once, so what it writes by itself cannot be told "
+                "from what is said; give a plain template in base.chat_template"
+            )
 
 
 def windows(before: list[int], coded: list[int], longest: int) -> Iterable[tuple[list[int], int]]:
