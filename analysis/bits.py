@@ -23,7 +23,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from analysis.instruments import Evidence, Picture, Section, Table
-from analysis.points import is_proportion, names, ruler
+from analysis.points import is_proportion, names, ruler, telling
 from analysis.sample import DRAWS, Estimate, Point, resample
 from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, RULE, SOFT, Look, frame, handle, legend
 from harness.items import Asked
@@ -57,9 +57,10 @@ class Program:
         return str(self.about["kind"])
 
     def words(self) -> str:
-        count = f"{self.about['size']:,} examples" if self.about["size"] else ""
-        told = [self.about["method"], self.about["variant"], "on", self.about["data"], count, self.about["compression"]]
-        return " ".join(filter(None, told))
+        its, size = self.about, self.about["size"]
+        told = [f"{its['method']} {its['variant']}".strip()]
+        told += [f"{size:,} example{'s' * (size > 1)} of {its['data']}"] * bool(size)
+        return ", ".join(filter(None, [*told, its["compression"]]))
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,11 @@ def collect(evidence: Evidence) -> tuple[list[Known], list[str]]:
     code = evidence.of_probe("CodeLength").dropna(subset=["score"])
     code = code[code["filter"] != "none"].drop_duplicates("path").set_index("path")
     adapters = _adapters(evidence)
-    done = evidence.frame[(evidence.frame["status"] == "ok") & (evidence.frame["probe"].fillna("") == "")]
-    done = done[done["headline"].astype(bool) & done["score"].notna()]
+    done = evidence.frame[
+        (evidence.frame["status"] == "ok") & (evidence.frame["probe"].astype(object).fillna("") == "")
+    ]
+    done = telling(done[done["headline"].astype(bool) & done["score"].notna()])
+    adapters["variant"] = adapters["path"].map(done.drop_duplicates("path").set_index("path")["variant"])
     found, why = [], []
     for key, rows in done.groupby(["base", "task", "metric", "filter"], sort=True):
         base, task, metric, filter_ = map(str, key)
@@ -302,7 +306,9 @@ def _needed_table(known: Sequence[Known]) -> Table:
         tuple(rows),
         "Upper bounds, of the programs at hand: examples and demonstrations coded by the untouched base, adapters cut, "
         "rounded and entropy-coded. The base itself, its template and the code that prompts or trains it are not "
-        "counted. The gain is that of the program with the best score, which is a little flattered by being the best.",
+        "counted. The gain is that of the program with the best score, which is a little flattered by being the best. "
+        "Intervals are over items: where one is a single number, the same program is the shortest in nearly every "
+        "resample.",
     )
 
 
@@ -313,7 +319,14 @@ def _front_table(known: Sequence[Known]) -> Table:
         for one in known for i in one.front
     ]  # fmt: skip
     columns = ("base", "task", "bits", "score", "kind", "program")
-    return Table("Programs that no shorter one scores as well as", columns, tuple(rows))
+    return Table(
+        "Programs that no shorter one scores as well as",
+        columns,
+        tuple(rows),
+        "keep0.25_bits3 is an adapter of which the strongest quarter of all layers' directions are kept, each number "
+        "rounded to one of 2^3 steps; its bits are those of an adaptive entropy code. Runs of one recipe and size are "
+        "averaged.",
+    )
 
 
 @rc_context({"text.parse_math": False})

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.bits import collect, in_bits, pareto, section
+from analysis.instruments import Evidence
 from harness import base as bases
 from harness import evaluate, store
 from harness.cell import Adapted, Cell, Run, Task
@@ -27,6 +29,7 @@ from harness.probes.adapter_bits import factors, lora_layers, put_on
 from harness.probes.code_length import dialogue_bits, elias, header_bits, windows
 from harness.run import run, subset_of
 from harness.tuning import Lora
+from tests.sweeps import Sweep
 
 Make = Callable[..., Cell]
 QUICK = {"lr": 1e-2, "epochs": 4, "batch_size": 4}
@@ -426,3 +429,130 @@ def test_the_plan_counts_every_grid_point_and_every_example_read(make_cell: Make
     assert flops(**CODE) == pytest.approx(training.train_flops / 2)  # 2N of each token, where LoRA's training takes 4N
     assert flops(**CODE, most=2) == pytest.approx(training.train_flops / 8)
     assert (AdapterBits().passes(), CodeLength().passes()) == (9, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+def evidence_of(root: Path) -> Evidence:
+    frame = store.load(root)
+    return Evidence(root, frame, load_items(root, frame))
+
+
+def test_the_front_is_what_no_shorter_program_scores_as_well_as() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        bits, scores = rng.integers(1, 9, 12).astype(float), rng.integers(0, 6, 12).astype(float)
+        found = pareto(bits, scores)
+        beaten = [any((bits[j] <= bits[i]) & (scores[j] >= scores[i]) & (j != i)
+                      & ((bits[j] < bits[i]) | (scores[j] > scores[i]) | (j in found)) for j in range(12))
+                  for i in range(12)]  # fmt: skip
+        assert {i for i in range(12) if not beaten[i]} == set(found)
+        assert list(bits[found]) == sorted(set(bits[found]))
+
+
+def planted(root: Path, programs: list[tuple[str, int, float, float]], start: float = 0.0, n: int = 400) -> Evidence:
+    """Programs as (kind, size, score, bits), their lengths as `CodeLength` leaves them."""
+    sweep = Sweep(root, n)
+    sweep.cell(0, strict=np.arange(n) < start * n)
+    for kind, size, score, bits in programs:
+        sweep.cell(size, strict=np.arange(n) < score * n, method={"prompt": "icl", "data": "sft"}[kind])
+        code = {
+            "task": "t_code",
+            "probe": "CodeLength",
+            "metric": "bits",
+            "filter": kind,
+            "score": bits,
+            "stderr": None,
+        }
+        sweep.rows.append({**sweep.rows[-2], **code, "headline": True, "higher_is_better": False})
+    return Evidence(root, sweep.frame, sweep.items())
+
+
+def test_planted_programs_are_read_as_they_are(tmp_path: Path) -> None:
+    programs = [
+        ("data", 10, 0.2, 1000.0), ("data", 20, 0.5, 2000.0), ("data", 40, 0.85, 4000.0), ("data", 80, 0.9, 8000.0),
+        ("prompt", 4, 0.6, 900.0), ("prompt", 8, 0.55, 1900.0),
+    ]  # fmt: skip
+    evidence = planted(tmp_path, programs)
+    (known,), why = collect(evidence)
+    assert why == []
+    assert known.gain.value == pytest.approx(0.9)
+    assert [known.bits[i] for i in known.front] == [900.0, 4000.0, 8000.0]
+    half, most = known.needed(0.5), known.needed(0.9)
+    assert (half.value, half.low, half.high) == (900.0, 900.0, 900.0)
+    assert (most.value, most.low, most.high) == (4000.0, 4000.0, 4000.0)
+    assert known.needed(0.5, "data").value == 2000.0
+    assert known.needed(0.9, "prompt").value == np.inf
+    page = section(evidence)
+    assert page.absent == ""
+    assert "half of it takes 900 [900, 900] bits, nine tenths of it takes 4,000 [4,000, 4,000] bits" in page.lines[0]
+    assert "icl, 4 examples of d" in page.lines[0]
+    table = page.data["bits"]
+    assert sorted(table["bits"]) == sorted(p[3] for p in programs)
+    assert list(table.loc[table["front"], "bits"]) == [900.0, 4000.0, 8000.0]
+    assert page.tables[0].rows[0][2:] == ("any program", "0.90 [0.87, 0.93]", "900 [900, 900]", "4,000 [4,000, 4,000]")
+
+
+def test_the_interval_holds_what_the_items_leave_open(tmp_path: Path) -> None:
+    """A program exactly at half is enough in half of the resamples; where it is not, the next one is taken."""
+    (known,), _ = collect(
+        planted(tmp_path, [("data", 1, 0.4, 100.0), ("data", 2, 0.7, 200.0), ("data", 3, 0.8, 300.0)])
+    )
+    half = known.needed(0.5)
+    assert (half.value, half.low, half.high) == (100.0, 100.0, 200.0)
+    enough = (known.draws[:, 0] - known.draws[:, -1] >= 0.5 * (known.draws[:, 2] - known.draws[:, -1]) - 1e-12).mean()
+    assert 0.3 < enough < 0.7
+
+
+def test_where_nothing_is_gained_nothing_is_told(tmp_path: Path) -> None:
+    page = section(planted(tmp_path, [("data", 1, 0.5, 100.0), ("data", 2, 0.505, 200.0)], start=0.5))
+    assert "cannot be told (the gain" in page.lines[0]
+    assert page.tables[0].rows[0][-1].startswith("cannot be told")
+
+
+def test_absent_says_how_to_have_it(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.curve({0: 0.2, 8: 0.5})
+    page = section(Evidence(tmp_path, sweep.frame, sweep.items()))
+    assert "harness eval RUNS evals=chain_sum_bits" in page.absent
+    assert (page.lines, page.tables, page.pictures, page.data) == ((), (), (), {})
+
+
+def test_numbers_of_bits_are_said_in_three_digits() -> None:
+    said = {4358.2: "4,360", 12_345_678: "12.3 million", 5e10: "50 billion", 7.0: "7", np.inf: "none"}
+    assert {bits: in_bits(bits) for bits in said} == said
+
+
+def test_a_real_sweep_has_all_three_kinds_on_its_page(make_cell: Make, generation_task: Any) -> None:
+    """Prompt, data and adapter, each with the score of the items that the plain task asked."""
+    from harness.commands.common import draw
+
+    task = generation_task()
+    evals = {
+        "mine": task,
+        "code": dataclasses.replace(task, probe=CODE, headline=None),
+        "smaller": dataclasses.replace(task, probe={**SMALLER, "score": "exact_match/strict"}, headline=None),
+        "other": dataclasses.replace(
+            task, probe={**SMALLER, "bits": [16], "keep": [1.0]}, headline=None, limit=3
+        ),  # of which there is no plain score
+    }
+    cells = [make_cell("base", evals=evals), make_cell("icl", size=2, evals=evals)]
+    cells += [make_cell(Sft(**QUICK, lora=Lora(rank=4)), size=4, seed=seed, evals=evals) for seed in (0, 1)]
+    for cell in cells:
+        run(cell)
+    root = Path(cells[0].run.root, cells[0].sweep)
+    (known,), why = collect(evidence_of(root))
+    assert why == []
+    frame = store.load(root)
+    told = {(p.kind, p.about["compression"]): p for p in known.programs}
+    assert set(told) == {("prompt", ""), ("data", ""), *(("adapter", f"keep{k}_bits{b}") for k in ("1", "0.25")
+                                                        for b in (16, 1))}  # fmt: skip
+    code = frame[(frame["task"] == "code") & (frame["method"] == "sft")]["score"]
+    assert told["data", ""].bits == pytest.approx(code.mean())
+    assert told["data", ""].point.items.shape == (2, 5)  # type: ignore[union-attr]
+    small = frame[(frame["task"] == "smaller") & (frame["metric"] == "keep1_bits1")]["score"]
+    assert told["adapter", "keep1_bits1"].point.score == pytest.approx(small.mean())
+    draw(root)
+    assert (root / "report.html").read_text().count("How few bits bring it out?") == 1
+    assert {path.name for path in root.glob("bits*")} >= {"bits.csv", "bits.png", "bits_needed.csv"}
