@@ -18,6 +18,7 @@ from harness.cell import Adapted, Cell, Run, Task
 from harness.compression import code_bits, directions, rounded, shares, squeezed
 from harness.cost import Estimator
 from harness.data.subset import Example
+from harness.engines.local import run_cells
 from harness.errors import HarnessError
 from harness.items import answers, load_items
 from harness.methods.icl import InContext
@@ -28,6 +29,7 @@ from harness.probes import AdapterBits, CodeLength
 from harness.probes.adapter_bits import factors, lora_layers, put_on
 from harness.probes.code_length import dialogue_bits, elias, header_bits, windows
 from harness.run import run, subset_of
+from harness.sweep import sweep_cells
 from harness.tuning import Lora
 from tests.sweeps import Sweep
 
@@ -556,3 +558,19 @@ def test_a_real_sweep_has_all_three_kinds_on_its_page(make_cell: Make, generatio
     draw(root)
     assert (root / "report.html").read_text().count("How few bits bring it out?") == 1
     assert {path.name for path in root.glob("bits*")} >= {"bits.csv", "bits.png", "bits_needed.csv"}
+
+
+@pytest.mark.full
+def test_what_the_base_was_told_takes_fewer_bits_than_what_it_was_not(tmp_path: Path) -> None:
+    """One seed of `sweeps/pocket_bits.yaml`: half of the gain, by examples alone, by adapters alone and by anything."""
+    given = [f"run.root={tmp_path}", "wandb.mode=disabled", "run.workers=1", "seed=0", "arms.rule.size=128,512,2048"]
+    _, cells = sweep_cells("pocket_bits", [*given, "arms.facts.size=4,16,64"])
+    assert [outcome.error for outcome in run_cells(cells, workers=1, threads=1)] == [""] * len(cells)
+    known, why = collect(evidence_of(tmp_path / "pocket_bits"))
+    assert why == []
+    facts, rule = (next(one for one in known if one.task == f"pocket_{task}") for task in ("facts", "rule"))
+    assert facts.gain.low > 0.5 < rule.gain.low
+    for kind in ("", "data", "adapter"):
+        assert facts.needed(0.5, kind).high < rule.needed(0.5, kind).low
+    assert facts.needed(0.5, "data").high * 5 < rule.needed(0.5, "data").low
+    assert np.isinf(facts.needed(0.5, "prompt").value)  # these bases never learned to read demonstrations
