@@ -17,8 +17,7 @@ ROWS = [
     {"harness.probe"},
     {"harness.hub", "harness.consent", "harness.schedule"},
     {"harness.checkpoint"},
-    {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"}
-    | {"harness.compression"},
+    {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"} | {"harness.compression"},
     {"harness.objective", "harness.rewards", "harness.items"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
     | {"harness.mirror", "harness.neftune"},
