@@ -2,15 +2,19 @@
 
 The draws of `analysis.sample` rest on estimated components of the variance. Resampling whole sizes rests on nothing but
 that these are alike: what all runs of a size share, and where the law bends away from the curve, moves with the size
-(a cluster bootstrap, Davison & Hinkley 1997, 3.8).
+(a cluster bootstrap, Davison & Hinkley 1997, 3.8). Resamples of few sizes vary too little, though: on a straight line
+through eleven, 95% of them hold the truth one decade on in 88%. So their deviations are widened as a residual's are for
+the p parameters fitted, by sqrt(S / (S - p)), and by Student's t over the normal quantile.
 """
 
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from analysis.fit import Points, curves, problem_of
 from analysis.laws import Array, Law
+from analysis.points import LEVEL
 from analysis.sample import Estimate
 from analysis.varpro import solve
 
@@ -22,17 +26,24 @@ def by_size(law: Law, points: Points, size: float, n: int = RESAMPLES, seed: int
 
     A resample must leave the law one size more than it has parameters; others are drawn again.
     """
-    needed = len(law.linear + law.nonlinear) + 1
-    if len(points.sizes) < needed + 1:
-        return Estimate(why=f"{len(points.sizes)} sizes are too few to leave any out of the {law.name} law")
+    count, fitted = len(points.sizes), len(law.linear + law.nonlinear)
+    if count < fitted + 2:
+        return Estimate(why=f"{count} sizes are too few to leave any out of the {law.name} law")
     rng, at = np.random.default_rng(seed), np.array([[size]])
-    whole = np.ones(len(points.sizes), int)
+    told = _told(law, points, np.ones(count, int), at)
     drawn: list[float] = []
     while len(drawn) < n:
-        times = np.bincount(rng.integers(0, len(points.sizes), len(points.sizes)), minlength=len(points.sizes))
-        if np.count_nonzero(times) >= needed:
+        times = np.bincount(rng.integers(0, count, count), minlength=count)
+        if np.count_nonzero(times) > fitted:
             drawn.append(_told(law, points, times, at))
-    return Estimate.of(_told(law, points, whole, at), np.array(drawn))
+    wide = told + widening(count, fitted) * (np.array(drawn) - told)
+    return Estimate.of(told, np.maximum(wide, 0.0) if points.share else wide)
+
+
+def widening(count: int, fitted: int) -> float:
+    """By what deviations over resamples of so many sizes are multiplied, where so many parameters are fitted."""
+    tail = 0.5 + LEVEL / 2
+    return float(np.sqrt(count / (count - fitted)) * stdtrit(count - fitted, tail) / ndtri(tail))
 
 
 def _told(law: Law, points: Points, times: np.ndarray, at: Array) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.by_size import by_size
+from analysis.by_size import by_size, widening
 from analysis.fit import Points
 from analysis.laws import LogLinear, Rectified
 from analysis.sample import Estimate
@@ -34,7 +34,7 @@ def test_its_draws_are_the_textbooks_refits_of_resampled_rows():
             slope, level = np.polyfit(np.log10(SIZES[rows]), error[rows], 1, w=1 / stderr[rows])
             drawn.append(level + slope * np.log10(FAR))
     told = by_size(LogLinear(), Points(SIZES, error, stderr), FAR)
-    known = Estimate.of(told.value, np.array(drawn))
+    known = Estimate.of(told.value, told.value + widening(len(SIZES), 2) * (np.array(drawn) - told.value))
     assert [told.low, told.high] == pytest.approx([known.low, known.high])
 
 
@@ -44,7 +44,12 @@ def test_noise_that_all_runs_of_a_size_share_is_in_it_whatever_the_standard_erro
     for _ in range(60):
         error = line(SIZES) + 0.02 * rng.standard_normal(len(SIZES))
         hits += by_size(LogLinear(), Points(SIZES, error, np.full(len(SIZES), 0.002)), FAR).holds(line(FAR))
-    assert hits >= 50  # 54.6 were right for 91%, a bootstrap of eleven rows' own coverage; 50 is 2 sd below
+    assert hits >= 53  # of 60: 57 are 95%, and 53 is two standard deviations below; those errors alone give 9 or so
+
+
+def test_few_sizes_are_widened_as_residuals_and_students_t_are():
+    assert widening(11, 2) == pytest.approx(np.sqrt(11 / 9) * 2.2622 / 1.9600, rel=1e-4)
+    assert widening(10_000, 2) == pytest.approx(1, abs=1e-3)
 
 
 def test_too_few_sizes_to_leave_one_out_are_said():
