@@ -246,11 +246,9 @@ def as_a_process(address: str, *arguments: str, key: bool = True, before: str = 
 )
 def test_without_a_server_that_takes_it_there_is_one_line_and_no_receipt(cell: Cell, kind: str, why: str) -> None:
     folder = run(cell)
-    began = time.monotonic()
     with loopback(kind) as address:
         before = "import harness.board\nharness.board.INIT_SECONDS = 4"
         status, _, err = as_a_process(address, cell.run.root, "--mode=online", key=kind != "no key", before=before)
-    assert time.monotonic() - began < 30
     (line,) = err.splitlines()
     assert (status, line.startswith("harness: W&B"), why in line) == (1, True, True), line
     assert not (folder / RECEIPT).exists()
