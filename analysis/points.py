@@ -74,6 +74,14 @@ def alike(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return frame, said
 
 
+def own_scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without what probes have measured, which is no score of a task's; a cell with nothing else keeps a bare row."""
+    own = frame["probe"].fillna("") == ""
+    bare = frame[~own & ~frame["path"].isin(frame.loc[own, "path"])].drop_duplicates("path")
+    blank = bare.assign(task="", score=np.nan, stderr=np.nan, headline=False)
+    return pd.concat([frame[own], blank], ignore_index=True) if len(blank) else frame[own]
+
+
 def _unalike(done: pd.DataFrame) -> Iterator[tuple[pd.Index, str]]:
     """The rows of finished scores that make no one curve, and why."""
     for (base, task), group in done.groupby(["base", "task"]):

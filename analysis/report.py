@@ -57,11 +57,10 @@ def write_report(
     `frame` is `harness.store.load`'s table of one sweep. `command` is what reproduces it, shown as given. `conclusions`
     stand on top, with figures of their own below the curves. `along` is `load_along`'s table, drawn as course.png and
     .svg and written as course.csv where it has rows. Differences between methods and bases are written as pairs.csv.
-    `against` is what was published; `sections` are those of `analysis.instruments`; `unalike` says
-    which scores `analysis.points.alike` has left out. `fixed` adds to what the table
-    shows to be held constant (epochs, learning-rate rule, template ...) and `provenance` says where results come from
-    (versions, commit, dates); nested mappings are shown as ``outer.inner``. Further figures are written where there is
-    something to see in them.
+    `against` is what was published; `sections` are those of `analysis.instruments`; `unalike` says which
+    scores `analysis.points.alike` has left out. `fixed` adds to what the table shows to be held constant (epochs,
+    learning-rate rule, template ...) and `provenance` says where results come from (versions, commit, dates); nested
+    mappings are shown as ``outer.inner``. Further figures are written where there is something to see in them.
     """
     if frame.empty:
         raise HarnessError(f"no cell of {sweep} has finished or failed yet; run the sweep first")

@@ -131,7 +131,7 @@ def evaluate(
 def _probe(name: str, task: Task) -> Probe:
     probe = hydra.utils.instantiate(task.probe, _convert_="all")  # its lists as plain lists
     if not isinstance(probe, Probe):
-        raise HarnessError(f"evals.{name}.probe makes a {type(probe).__name__}, which is no Probe; see conf/probe/")
+        raise HarnessError(f"evals.{name}.probe makes a {type(probe).__name__}, which is no Probe; see harness/probes/")
     return probe
 
 
@@ -142,8 +142,8 @@ def _ask(
 
     Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
     (one for each item and filter: answer as given and as extracted, target; with `prompts`, the prompts too, as the
-    model was given them), ``truncated_prompts`` (how many lost their
-    beginning, being longer than the model's context), ``identity``, ``seconds``.
+    model was given them), ``truncated_prompts`` (how many lost their beginning, being longer than the model's context),
+    ``identity``, ``seconds``.
     """
     import lm_eval.evaluator
     import numpy

@@ -3,7 +3,7 @@
 A probe is an evaluation like any other: it can be added to finished cells (`harness eval`), has an identity of its own,
 leaves scores with standard errors and one line of evidence for each item. It is written down beside a task,
 
-    shift: {task: gsm8k, probe: {_target_: harness.probes.TokenShift}}
+    gsm8k_code: {task: gsm8k, probe: {_target_: harness.probes.CodeLength}}
 
 and is a small class in `harness/probes/`. No torch here.
 """

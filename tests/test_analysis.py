@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import curves
-from analysis.points import alike, points, wilson
+from analysis.points import alike, own_scores, points, wilson
 from analysis.report import write_csv, write_report
 from analysis.style import PALETTES, Style
 from analysis.words import in_words
@@ -138,6 +138,16 @@ def test_what_was_not_measured_alike_is_left_out_with_its_reason_and_the_rest_is
     whole, nothing = alike(sweep())
     assert nothing == []
     assert points(whole).equals(points(sweep()))
+
+
+def test_what_a_probe_measured_is_no_score_and_a_cell_with_nothing_else_is_still_counted() -> None:
+    frame = sweep()
+    probed = frame[frame["size"] == 10].assign(task="facts_bits", metric="bits", probe="CodeLength")
+    alone = table([run_row(0.7, size=20, probe="CodeLength", task="facts_bits", metric="bits")])
+    kept = own_scores(pd.concat([frame, probed, alone], ignore_index=True))
+    assert points(kept).equals(points(frame)), "no point of it"
+    assert set(kept["path"]) == {*frame["path"], *alone["path"]}
+    assert not kept["metric"].eq("bits").any() or kept.loc[kept["metric"] == "bits", "score"].isna().all()
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

@@ -80,7 +80,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
     from analysis import protocol
     from analysis.conclusions import conclude
     from analysis.instruments import Evidence, sections
-    from analysis.points import alike, points
+    from analysis.points import alike, own_scores, points
     from analysis.published import compare
     from analysis.report import write_report
     from harness.board import is_off
@@ -90,7 +90,7 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
 
     about = folder / SWEEP
     scored, unalike = alike(load_frame(folder))
-    frame = scored[scored["probe"].fillna("") == ""]  # what a probe measures is no score of its task's
+    frame = own_scores(scored)
     table, found = points(frame), protocol.protocols(folder)
     beside = None
     if against:

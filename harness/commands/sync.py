@@ -95,12 +95,12 @@ def _report(sweep: Path, name: str) -> list[Item]:
     if not (sweep / "report.html").exists():
         return []
     from analysis.conclusions import conclude
-    from analysis.points import points
+    from analysis.points import alike, own_scores, points
     from analysis.sheets import sheets
     from harness.items import load_items
     from harness.sweep_board import Report, write_report
 
-    frame = store.load(sweep)
+    frame = own_scores(alike(store.load(sweep))[0])  # as the page has it
     report = Report(name, sheets(points(frame), conclude(frame, load_items(sweep, frame))), sweep)
     if why := report.credential():
         print(why, file=sys.stderr)
