@@ -14,8 +14,9 @@ from typing import Any
 
 from harness import evaluate, ranks, store
 from harness.base import LoadedBase
-from harness.cell import Adapted, Cell, fingerprint
+from harness.cell import Adapted, Cell
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 Commit = Callable[[Path, Callable[[], Any]], None]  # writes a result that is not there yet
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from harness.cell import Task, fingerprint
+from harness.cell import Task
 from harness.data import overlap as overlaps
 from harness.data.contamination import Index
 from harness.data.overlap import texts_of, users_say
 from harness.data.subset import Subset
 from harness.data.words import mark
 from harness.evaluate import identity, load_task
+from harness.identity import fingerprint
 
 
 def items_among(evals: dict[str, Task], subset: Subset) -> dict[str, int]:

@@ -14,10 +14,11 @@ import hydra.utils
 
 from harness import ranks
 from harness.artifact import Artifact, local, remembered_hash
-from harness.cell import Base, fingerprint
+from harness.cell import Base
 from harness.data.chat import end_of_turn, render, stop_ids
 from harness.errors import HarnessError
 from harness.hub import commit_of
+from harness.identity import fingerprint
 from harness.store import read_json
 
 if TYPE_CHECKING:

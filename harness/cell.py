@@ -5,8 +5,6 @@ Hydra composes against, so a typo or a wrong type fails before anything runs. No
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +16,7 @@ from omegaconf import MISSING
 
 from harness.choice import Contamination, Dedupe, Select
 from harness.errors import HarnessError
+from harness.identity import brief, fingerprint, flat
 from harness.shapes import Shapes
 
 # Raise when a change of the code changes what the same configuration means: old records then show as drifted.
@@ -25,9 +24,8 @@ TRAINING_SEMANTICS = 1
 EVALUATION_SEMANTICS = 1
 
 LEVELS = ("base", "given")  # methods whose score has no size: a level line in every figure
-OnStep = Callable[
-    [int, int, dict[str, float]], None
-]  # hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step
+# Hears step, steps, {loss, lr, grad_norm, tokens so far} of each optimizer step.
+OnStep = Callable[[int, int, dict[str, float]], None]
 Along = Callable[[int, int, Any], None]  # after so many of so many steps, with the model as it is then
 OnPhase = Callable[[str], None]  # hears what a cell goes over to: "training", "evaluating gsm8k"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -117,9 +115,7 @@ class Task:
     unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
     generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
     probe: dict[str, Any] | None = None  # a Probe (Hydra `_target_`): what else is measured of the model on these items
-    chat: bool = (
-        True  # ask through the base's chat template; False: the plain text, as a base model saw it in pretraining
-    )
+    chat: bool = True  # ask through the base's chat template; False: the plain text, as a base saw it in pretraining
     headline: str | None = None  # the leading "metric/filter", e.g. exact_match/strict-match; None: the task's first
 
 
@@ -197,8 +193,8 @@ class Method:
 
     def variant(self) -> str:
         """What is shown that differs from the defaults, e.g. ``lora.rank=8,lr=0.01``; empty if nothing does."""
-        default, mine = _flat(type(self)().shown()), _flat(self.shown())
-        return ",".join(f"{k}={_brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
+        default, mine = flat(type(self)().shown()), flat(self.shown())
+        return ",".join(f"{k}={brief(v)}" for k, v in sorted(mine.items()) if v != default.get(k))
 
     def identity(self, cell: "Cell") -> dict[str, Any]:
         """All of it that a result depends on, beside the cell's base, data, size and seeds."""
@@ -363,38 +359,3 @@ def canonical(cell: Cell) -> Cell:
         method = cell.method.screened(cell.evals)
         cell = dataclasses.replace(cell, data=screened(cell.data, cell.evals), method=method)
     return cell if cell.method.trains else dataclasses.replace(cell, seed=0)
-
-
-def canonical_json(value: Any) -> str:
-    """Equal values, equal text. Raises on what JSON cannot hold, rather than write a repr."""
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise HarnessError(f"a number in the configuration is not finite ({error})") from error
-
-
-def fingerprint(value: Any) -> str:
-    """Sha256 (hex) of the value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The fields in which two identities differ, one line each: ``data.subset: 'ab…' -> 'cd…'``."""
-    a, b = _flat(old), _flat(new)
-    lines = []
-    for key in sorted(a.keys() | b.keys()):
-        before, after = a.get(key, "absent"), b.get(key, "absent")
-        if before != after:
-            lines.append(f"{key}: {_brief(before)} -> {_brief(after)}")
-    return lines
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def _brief(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from harness import base as bases
 from harness import ranks
-from harness.cell import Base, fingerprint
+from harness.cell import Base
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 TOKENS_A_PASS = 4096  # padding counted
 

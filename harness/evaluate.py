@@ -21,10 +21,11 @@ import hydra.utils
 
 from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
-from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task, fingerprint
+from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task
 from harness.consent import refuse_code
 from harness.data.rows import read_file
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.probe import Asking, Probe
 
 if TYPE_CHECKING:

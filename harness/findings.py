@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from harness import asked
-from harness.cell import Cell, fingerprint
+from harness.cell import Cell
 from harness.data.overlap import copies
 from harness.data.subset import load_dataset
+from harness.identity import fingerprint
 from harness.run import subset_of
 
 LOOKED_AT = 20_000  # examples of one dataset; the records tell of all

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from harness.artifact import cache_dir
-from harness.cell import fingerprint
 from harness.errors import HarnessError
 from harness.files import whole
+from harness.identity import fingerprint
 
 _MEND = "give a local path, or check the name, the network and your login"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import store
 from harness.board import Told
-from harness.cell import fingerprint
+from harness.identity import fingerprint
 
 TAG = 64  # characters, W&B's limit
 

@@ -8,10 +8,11 @@ from typing import Any
 from harness import along, evaluate, retention, search, store
 from harness import base as bases
 from harness import lease as leases
-from harness.cell import Base, Cell, Task, fingerprint
+from harness.cell import Base, Cell, Task
 from harness.data.kinds import kind_of
 from harness.data.subset import load_dataset, subset_identity
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.run import subset_of
 
 DONE, RUNNING, MISSING, PARTLY, DRIFTED = "done", "running", "missing", "partly", "drifted"

@@ -21,13 +21,14 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from harness import preempt, ranks
-from harness.cell import Attempt, Cell, Message, fingerprint
+from harness.cell import Attempt, Cell, Message
 from harness.checkpoint import Checkpoints
 from harness.clock import part
 from harness.data.chat import end_of_turn, render
 from harness.data.encode import encode
 from harness.decoding import generate
 from harness.errors import DivergedError, HarnessError
+from harness.identity import fingerprint
 from harness.preempt import PreemptedError
 from harness.rewards import Reward
 from harness.scoring import Room

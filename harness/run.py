@@ -16,12 +16,13 @@ from harness import base as bases
 from harness import lease as leases
 from harness.along import Along
 from harness.artifact import sha256_file
-from harness.cell import Attempt, Cell, OnPhase, OnStep, fingerprint
+from harness.cell import Attempt, Cell, OnPhase, OnStep
 from harness.clock import Clock, part, running
 from harness.data.overlap import copies
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
 from harness.files import clear_unfinished
+from harness.identity import fingerprint
 from harness.lease import Lease
 from harness.telling import Telling
 

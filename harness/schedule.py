@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.cell import Task, fingerprint
+from harness.cell import Task
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 HOLDS = ("epochs", "steps", "tokens", "flops")
 DECAYS = ("linear", "cosine", "constant", "wsd")

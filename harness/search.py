@@ -21,9 +21,10 @@ from typing import Any
 from harness import evaluate, ranks, store
 from harness.asked import shared_items
 from harness.base import place_of
-from harness.cell import Base, Cell, Task, Wandb, fingerprint
+from harness.cell import Base, Cell, Task, Wandb
 from harness.data.subset import held_out, load_dataset
 from harness.errors import DivergedError, HarnessError
+from harness.identity import fingerprint
 from harness.lease import BEAT, BusyError
 from harness.schedule import Schedule, Search
 from harness.secrets import redacted

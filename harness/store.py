@@ -24,9 +24,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cell import Cell, differences, fingerprint
+from harness.cell import Cell
 from harness.errors import HarnessError
 from harness.files import whole
+from harness.identity import differences, fingerprint
 
 RECORD, TRAINED, FAILURE, ATTEMPT = "record.json", "train.json", "failure.json", "attempt.json"
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"  # what is trained: an adapter, or all weights

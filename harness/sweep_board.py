@@ -33,7 +33,8 @@ from analysis.points import names, ruler
 from analysis.sheets import RULER, Sheets
 from harness import board
 from harness.board import Told
-from harness.cell import LEVELS, Wandb, fingerprint
+from harness.cell import LEVELS, Wandb
+from harness.identity import fingerprint
 from harness.secrets import redacted
 
 log = logging.getLogger(__name__)

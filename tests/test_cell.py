@@ -5,8 +5,9 @@ import dataclasses
 
 import pytest
 
-from harness.cell import Adapted, Cell, canonical, differences, fingerprint
+from harness.cell import Adapted, Cell, canonical
 from harness.errors import HarnessError
+from harness.identity import differences, fingerprint
 from harness.methods.base import BaseModel
 from harness.methods.icl import InContext
 from harness.methods.sft import Sft

@@ -12,7 +12,7 @@ ROWS = [
     {"harness.errors", "harness.clock", "harness.files", "harness.preempt", "harness.pace"},
     {"harness.secrets"},
     {"harness.lease", "harness.choice", "harness.shapes", "harness.attention", "harness.ranks", "harness.rates"},
-    {"harness.artifact"},
+    {"harness.artifact", "harness.identity"},
     {"harness.cell", "harness.pocket"},
     {"harness.probe"},
     {"harness.hub", "harness.consent", "harness.schedule"},

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness import findings, store
-from harness.cell import Cell, Data, Source, canonical, fingerprint
+from harness.cell import Cell, Data, Source, canonical
 from harness.choice import Contamination, Dedupe
 from harness.commands import eval as eval_command
 from harness.data import contamination, duplicates, subset
@@ -20,6 +20,7 @@ from harness.data.duplicates import exact_copies, near_copies
 from harness.data.overlap import overlap
 from harness.data.subset import Dataset, load_dataset
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.methods import methods
 from harness.methods.icl import InContext
 from harness.methods.recipe import Recipe, Stage

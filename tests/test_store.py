@@ -7,9 +7,9 @@ import os
 import pytest
 
 from harness import store
-from harness.cell import fingerprint
 from harness.engines.local import run_cells
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.run import run
 
 

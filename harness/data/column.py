@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from harness.artifact import build_once, cache_dir
-from harness.cell import Form, canonical_json, fingerprint
+from harness.cell import Form
 from harness.data.form import to_messages
 from harness.data.rows import Row
 from harness.data.table import Array, Table, mapped
 from harness.errors import HarnessError
+from harness.identity import canonical_json, fingerprint
 
 
 @dataclass(frozen=True, eq=False)

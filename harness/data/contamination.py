@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir
-from harness.cell import Message, fingerprint
+from harness.cell import Message
 from harness.data.order import LARGE
 from harness.data.table import Array, Table, mapped
 from harness.data.words import mark, words_of
+from harness.identity import fingerprint
 
 COMMON = 10
 FORMAT = 1  # of what is kept on disk

@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir
-from harness.cell import fingerprint
 from harness.data.embed import text_of
 from harness.data.table import Array, Table, mapped
 from harness.data.words import words_of
+from harness.identity import fingerprint
 
 PERMUTATIONS = 128
 SHINGLE = 5  # words

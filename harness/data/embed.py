@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir
-from harness.cell import fingerprint
 from harness.data.table import Array, Table, mapped
 from harness.data.words import words_of
+from harness.identity import fingerprint
 
 SCALE = 4000
 FORMAT = 1  # of the vectors on disk; raise it with a change that makes others

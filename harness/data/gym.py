@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir
-from harness.cell import fingerprint
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 # Tenths of all questions, by hash. Small tasks have few questions, and a test needs items: hence its large share.
 SPLITS = {"train": range(0, 3), "dev": range(3, 4), "test": range(4, 10)}

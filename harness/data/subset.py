@@ -17,7 +17,7 @@ import hydra.utils
 import numpy as np
 
 from harness.artifact import Artifact, local, remembered_hash
-from harness.cell import Cell, Data, Message, Source, fingerprint
+from harness.cell import Cell, Data, Message, Source
 from harness.choice import Select
 from harness.data.column import Column, read_column
 from harness.data.order import deal, hashed
@@ -26,6 +26,7 @@ from harness.data.screen import Screened, check_policies, screen
 from harness.data.select import check_select, needs_column, selected
 from harness.data.table import Array, Table, open_table
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 RULE = "sha256(subset_seed, example id), sources dealt by weight"
 

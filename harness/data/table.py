@@ -20,11 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir, checksums, code_hash
-from harness.cell import Form, Message, canonical_json, fingerprint
+from harness.cell import Form, Message
 from harness.data import form as forms
 from harness.data import rows as readers
 from harness.data.rows import Row
 from harness.errors import HarnessError
+from harness.identity import canonical_json, fingerprint
 
 FORMAT = 2  # of the files and of the ids of copies; raise it with a change of either
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.artifact import build_once, cache_dir, code_hash
-from harness.cell import Message, fingerprint
+from harness.cell import Message
 from harness.data import chat, documents
 from harness.data import encode as encoding
 from harness.data.chat import Dialogue, tokenize_all
@@ -29,6 +29,7 @@ from harness.data.subset import Example, Subset
 from harness.data.table import Array, Table, mapped
 from harness.data.tokens import Store, TokenSequences
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 FORMAT = 1  # of the files; raise it with a change that makes others of the same tokens
 FEW = 0.05  # of a table's rows: so few are tokenised by themselves while the table is not

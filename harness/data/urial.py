@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.artifact import build_once, cache_dir, sha256_file
-from harness.cell import fingerprint
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 
 _PAIR = re.compile(r"^# Query:\s*```(.*?)```\s*^# Answer:\s*```(.*?)```\s*(?=^# Query:|\Z)", re.DOTALL | re.MULTILINE)
 

@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Literal
 
 from harness import preempt, store
-from harness.cell import Cell, OnPhase, OnStep, fingerprint
+from harness.cell import Cell, OnPhase, OnStep
 from harness.errors import DivergedError
+from harness.identity import fingerprint
 from harness.lease import BusyError, LostError
 from harness.run import run
 from harness.secrets import redacted

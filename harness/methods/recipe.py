@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 
 from harness import base as bases
 from harness import ranks
-from harness.cell import Adapted, Attempt, Cell, Data, Method, Task, fingerprint, screened
+from harness.cell import Adapted, Attempt, Cell, Data, Method, Task, screened
 from harness.data.subset import NOTHING, Subset, load_dataset, subset_identity
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.lease import Lease, held
 from harness.schedule import Schedule
 from harness.shapes import Shapes
