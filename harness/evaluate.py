@@ -142,9 +142,9 @@ def _ask(
     """Ask the model every item of the task, through lm-eval.
 
     Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
-    (one for each item and filter: answer as given and as extracted, target; with `prompts`, the prompts too, as the
-    model was given them), ``truncated_prompts`` (how many lost their beginning, being longer than the model's context),
-    ``identity``, ``seconds``.
+    (one for each item and filter: answer as given and as extracted, target, of a written answer whether it was `cut` at
+    the most tokens it may have; with `prompts`, the prompts too, as the model was given them), ``truncated_prompts``
+    (how many lost their beginning, being longer than the model's context), ``identity``, ``seconds``.
     """
     import lm_eval.evaluator
     import numpy
@@ -365,6 +365,7 @@ def _sample(name: str, member: Any, sample: dict[str, Any], prompts: bool) -> di
     """One item under one filter. The prompt is kept by its hash: `harness show` writes it out again."""
     shown = {"prompts": [request[0] for request in sample["arguments"]]} if prompts else {}
     column = (member.config.metadata or {}).get("cluster")
+    cut = [answer.cut for answers in sample["resps"] for answer in answers if hasattr(answer, "cut")]
     return (
         {
             "task": name,
@@ -378,5 +379,6 @@ def _sample(name: str, member: Any, sample: dict[str, Any], prompts: bool) -> di
             "item_hash": sample["doc_hash"],
         }
         | shown
+        | ({"cut": cut} if cut else {})
         | ({"cluster": sample["doc"][column]} if column else {})
     )

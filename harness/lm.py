@@ -5,6 +5,7 @@ lm-eval's hf backend tokenises, cuts and reads answers; computing them is done h
 
 import functools
 import sys
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -27,6 +28,18 @@ Pair = tuple[list[int], list[int]]  # ids of a context and of an answer to it
 AT_ONCE = 1024  # requests whose texts are tokenised together
 
 
+class Answer(str):
+    """What a model wrote. `cut`: it had not come to an end when it had as many tokens as it may have."""
+
+    cut: bool
+
+    @classmethod
+    def of(cls, text: str, *, cut: bool) -> "Answer":
+        answer = cls(text)
+        answer.cut = cut
+        return answer
+
+
 class Asker(Speaks, HFLM):
     """Adds no special token to what the chat template has written.
 
@@ -44,6 +57,8 @@ class Asker(Speaks, HFLM):
         self.run, self.room = run, Room(run.tokens_per_pass)
         self._known: dict[str, list[int]] = {}
         self._pairs: dict[tuple[str, str], Pair] = {}
+        self._asked: list[str] = []  # the prompts that are answered next
+        self._cut: defaultdict[str, deque[bool]] = defaultdict(deque)  # by prompt, of its answers in order
         self.shares = run.eval_backend == "shared" and self._can_share(base)
         self.speak(base, adapted)
 
@@ -125,19 +140,40 @@ class Asker(Speaks, HFLM):
             return score(self.model, cut, self.room, bar.update)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        self._cut.clear()
         answers = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet or self.shares)
         # What ends a turn is no part of the answer, also where it is ordinary text or a token kept in decoding.
-        return [answer.split(self.end)[0] for answer in answers]
+        # Equal prompts keep their order in lm-eval's sorting, so the first flag of a prompt is of its first request.
+        return [
+            Answer.of(answer.split(self.end)[0], cut=self._cut[request.args[0]].popleft())
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     def tok_batch_encode(
         self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, truncation: bool = False
     ) -> Any:
+        self._asked = list(strings)
         ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)
         room = left_truncate_len or ids.shape[1]
         self.count(int((mask.sum(1) > room).sum()))
         return ids[:, -room:], mask[:, -room:]
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+        """Prompts and answers [prompts, up to max_length]; it is kept of which prompts the answer was cut."""
+        written = self._generate(context, max_length, stop, **settings)
+        room = max_length - context.shape[1]
+        for prompt, tokens in zip(self._asked, written[:, context.shape[1] :].tolist(), strict=True):
+            self._cut[prompt].append(len(tokens) >= room and not self._ended(tokens, stop))
+        return written
+
+    def _ended(self, tokens: list[int], stop: list[str]) -> bool:
+        """Whether the end of an answer is anywhere in `tokens`: what follows it is padding, or is cut off as text."""
+        eos = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.pad_token_id, self.eot_token_id, *(eos if isinstance(eos, list) else [eos])}
+        text = self.tok_decode(tokens, skip_special_tokens=False)
+        return not ends.isdisjoint(tokens) or any(s in text for s in [*stop, self.end])
+
+    def _generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
         """Generate after all prompts [prompts, longest], padded on the left, of one set of generation settings.
 
         transformers' own `generate` prepares the settings, the model's defaults among them, and hands to `_decode`.

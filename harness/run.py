@@ -158,7 +158,7 @@ def _work(
                     telling.phase(f"evaluating {name}")
                     with part(f"evaluate {name}"):
                         result = evaluate.evaluate(base, adapted, name, task, cell.run, of_all)
-                        result["items_in_training"] = among[name]
+                        result |= {"items_in_training": among[name], "elsewhere": task.elsewhere}
                         if len(examples):
                             result["overlap"] = asked.overlap(name, task, examples, cell.data.contamination.words)
                     commit(path, partial(_scores, path, result, fingerprint(wanted[name])))

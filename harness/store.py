@@ -136,7 +136,8 @@ def _hidden(path: Path) -> bool:
 COLUMNS = (
     "sweep base data method variant size seed subset_seed task metric filter headline score stderr "
     "n_items higher_is_better status tokens train_seconds eval_seconds fingerprint eval_fingerprint "
-    "base_note path copies items_in_training lr lr_rule lr_at_edge held_out_loss steps flops adapter_bits probe"
+    "base_note path copies items_in_training lr lr_rule lr_at_edge held_out_loss steps flops adapter_bits probe "
+    "elsewhere"
 ).split()
 
 
@@ -149,7 +150,7 @@ def load(root: Path | str) -> pd.DataFrame:
     and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. `steps` are
     optimizer steps, `flops` those of the training, `adapter_bits` the bits of the weights that it leaves, as they are
     stored; all three are empty for what was not trained. `probe` is the class of the probe (`harness.probe`) that a
-    score is of, empty for a task's own. A cell whose last try left no record has one row with status
+    score is of, empty for a task's own; `elsewhere` says that the task was marked so when it was scored. A cell whose last try left no record has one row with status
     "failed", "diverged" or "preempted", an empty task and no score. Where a task was scored under several evaluation
     fingerprints (a changed template, say), the newest one is given.
     """
@@ -173,6 +174,7 @@ def _score_rows(folder: Path, root: Path) -> list[dict[str, Any]]:
         extra = {"task": task, "eval_seconds": newest["seconds"], "eval_fingerprint": newest["fingerprint"]}
         extra |= {"items_in_training": newest["items_in_training"]}
         extra |= {"probe": newest["identity"].get("probe", {}).get("name", "")}
+        extra |= {"elsewhere": newest.get("elsewhere", False)}
         rows += [{**shared, **extra, **score} for score in newest["scores"]]
     return rows
 

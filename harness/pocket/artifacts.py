@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from harness.artifact import build_once, cache_dir
@@ -18,6 +19,7 @@ BASES = {
     "lists": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=1500, learning_rate=3e-3),
 }
 TABLES = replace(BASES["m"], steps=3200)
+HELD_OUT = 1  # the seed of documents that no base was pretrained on
 TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz", "list")
 
 
@@ -90,6 +92,24 @@ class PocketRows:
     def _write(self, folder: Path) -> None:
         make = rows.train_rows if self.split == "train" else rows.test_items
         lines = [json.dumps(row) + "\n" for row in make(self.task, self.split, self.form)]
+        (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class PocketDocuments:
+    """A JSONL file of documents as pretraining had them, drawn anew: the same facts, told in other words and company."""
+
+    count: int = 100
+
+    def identity(self) -> str:
+        return _digest(kind="documents", count=self.count, seed=HELD_OUT, corpus=corpus.constants())
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"documents-{self.count}-{self.identity()[:12]}"
+        return build_once(folder, self._write) / "rows.jsonl"
+
+    def _write(self, folder: Path) -> None:
+        lines = [json.dumps({"text": text}) + "\n" for text in islice(corpus.documents(HELD_OUT), self.count)]
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

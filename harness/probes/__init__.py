@@ -2,5 +2,6 @@
 
 from harness.probes.adapter_bits import AdapterBits
 from harness.probes.code_length import CodeLength
+from harness.probes.token_loss import TokenLoss
 
-__all__ = ["AdapterBits", "CodeLength"]
+__all__ = ["AdapterBits", "CodeLength", "TokenLoss"]
