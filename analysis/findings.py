@@ -73,8 +73,9 @@ def percent(part: float) -> str:
 
 
 def sampled(frame: pd.DataFrame, items: Items, n: int = DRAWS, seed: int = 0) -> list[Sampled]:
-    """All curves of `harness.store.load`'s table with their draws."""
-    return [Sampled(series, draws(series, n, seed)) for series in collect(frame, items)]
+    """The curves of `harness.store.load`'s table with their draws; not of tasks elsewhere, where nothing is to gain."""
+    aimed = frame[~frame["elsewhere"].eq(True) | frame["method"].eq("base")]
+    return [Sampled(series, draws(series, n, seed)) for series in collect(aimed, items)]
 
 
 def findings(

@@ -69,9 +69,9 @@ Instrument = Callable[[Evidence], Section]
 
 def instruments() -> tuple[Instrument, ...]:
     """In the page's order."""
-    from analysis import bits  # each imports what stands above
+    from analysis import anatomy, bits, forgetting, perplexity  # each imports what stands above
 
-    return (bits.section,)
+    return (anatomy.section, perplexity.section, forgetting.section, bits.section)
 
 
 def sections(evidence: Evidence) -> list[Section]:

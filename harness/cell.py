@@ -117,7 +117,7 @@ class Task:
     probe: dict[str, Any] | None = None  # a Probe (Hydra `_target_`): what else is measured of the model on these items
     chat: bool = True  # ask through the base's chat template; False: the plain text, as a base saw it in pretraining
     headline: str | None = None  # the leading "metric/filter", e.g. exact_match/strict-match; None: the task's first
-    # Not what the tuning is for, but what it may have cost: a remark kept beside the scores, no part of what is measured.
+    # Not what a tuning is for, but what it may have cost: a remark kept beside the scores, no part of what is measured.
     elsewhere: bool = field(default=False, compare=False)
 
 

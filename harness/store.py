@@ -150,9 +150,9 @@ def load(root: Path | str) -> pd.DataFrame:
     and `lr_at_edge` whether the best one stood at the edge of the grid; `held_out_loss` is in nats. `steps` are
     optimizer steps, `flops` those of the training, `adapter_bits` the bits of the weights that it leaves, as they are
     stored; all three are empty for what was not trained. `probe` is the class of the probe (`harness.probe`) that a
-    score is of, empty for a task's own; `elsewhere` says that the task was marked so when it was scored. A cell whose last try left no record has one row with status
-    "failed", "diverged" or "preempted", an empty task and no score. Where a task was scored under several evaluation
-    fingerprints (a changed template, say), the newest one is given.
+    score is of, empty for a task's own; `elsewhere` says that the task was marked so when it was scored. A cell whose
+    last try left no record has one row with status "failed", "diverged" or "preempted", an empty task and no score.
+    Where a task was scored under several evaluation fingerprints (a changed template, say), the newest one is given.
     """
     rows: list[dict[str, Any]] = []
     for folder in records(Path(root)):

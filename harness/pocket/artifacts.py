@@ -97,7 +97,7 @@ class PocketRows:
 
 @dataclass(frozen=True)
 class PocketDocuments:
-    """A JSONL file of documents as pretraining had them, drawn anew: the same facts, told in other words and company."""
+    """A JSONL file of documents as pretraining had them, drawn anew: the same facts in other words and company."""
 
     count: int = 100
 
