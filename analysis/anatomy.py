@@ -119,7 +119,7 @@ def section(evidence: Evidence, judge: Judge | None = None) -> Section:
 
 def anatomies(evidence: Evidence, judge: Judge | None = None) -> tuple[list[Anatomy], pd.DataFrame]:
     """Of every curve with written answers, and a line for each wrong item: where it is from, class, rule, excerpt."""
-    plain = evidence.frame[evidence.frame["probe"].fillna("") == ""]
+    plain = evidence.plain
     done = plain.loc[plain["status"] == "ok", ["path", "task", "eval_fingerprint"]].drop_duplicates()
     marks = {(str(path), str(task)): str(mark) for path, task, mark in done.itertuples(index=False)}
     strict = _strict(collect(plain, evidence.items))

@@ -20,7 +20,7 @@ DROPPED = re.compile(r"\\?[$€£]|\\[()\[\],!;]|(?<!\d)\*\*|\*\*(?!\s*[\d(])|(?
 BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d+[.)])\s+")
 CALCULATES = {"of", "twice", "half", "double", "triple", "times", "plus", "minus", "per", "over", "by", "squared"}
 NUMERALS = {"dozen", "hundred", "thousand", "million", "billion"}
-HARMLESS = set(":;,.\"'>|<→([{}])?")  # marks that may stand before or behind an equation
+HARMLESS = set(":;,.\"'>|<→([{}])?#")  # marks that may stand before or behind an equation
 MOST = 40  # tokens of one equation; what is longer is no sum that somebody works out
 
 

@@ -174,11 +174,9 @@ def _pictures(evidence: Evidence, found: Sequence[Change]) -> tuple[Picture, ...
 
 def gained(evidence: Evidence) -> dict[tuple[str | int, ...], tuple[str, Estimate]]:
     """By curve and size, the leading task that the tuning was for and its gain; the first by name of several."""
-    plain = evidence.frame[(evidence.frame["probe"].fillna("") == "") & ~evidence.frame["elsewhere"].eq(True)]
-    base = evidence.frame[evidence.frame["method"].eq("base") & (evidence.frame["probe"].fillna("") == "")]
+    plain = evidence.plain
     found: dict[tuple[str | int, ...], tuple[str, Estimate]] = {}
-    table = pd.concat([plain[plain["method"] != "base"], base], ignore_index=True)
-    for series in collect(table, evidence.items):
+    for series in collect(plain[~plain["elsewhere"].eq(True) | plain["method"].eq("base")], evidence.items):
         if series.headline and series.better > 0 and series.start is not None:
             for size in map(int, series.sizes):
                 its = compare(Side("", series, size), Side("", series, 0), "").difference

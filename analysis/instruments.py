@@ -24,6 +24,11 @@ class Evidence:
     frame: pd.DataFrame
     items: Items
 
+    @property
+    def plain(self) -> pd.DataFrame:
+        """The tasks' own scores, without what probes left."""
+        return self.frame[self.frame["probe"].isna() | (self.frame["probe"] == "")]
+
     def of_probe(self, name: str) -> pd.DataFrame:
         """The rows of finished cells that a probe of this class left; `harness.items.answers` has their items."""
         return self.frame[(self.frame["probe"] == name) & (self.frame["status"] == "ok")]

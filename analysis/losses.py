@@ -33,7 +33,7 @@ TOKEN_LOSS = "TokenLoss"  # the probe
 
 def is_loss(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Of each row of `harness.store.load`'s table, whether its score is a loss that `in_nats` knows."""
-    plain = frame["metric"].isin(list(UNITS)) & (frame["probe"].fillna("") == "")
+    plain = frame["metric"].isin(list(UNITS)) & (frame["probe"].isna() | (frame["probe"] == ""))
     return (plain | ((frame["metric"] == "loss") & (frame["probe"] == TOKEN_LOSS))) & frame["score"].notna()
 
 

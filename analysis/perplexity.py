@@ -90,9 +90,10 @@ def section(evidence: Evidence) -> Section:
 def paired_up(evidence: Evidence) -> list[Pair]:
     """Every leading score beside every loss of the same base, data, method and variant; see the head of this file."""
     nats = in_nats(evidence)
-    table = nats.frame[(nats.frame["probe"].fillna("") == "") & ~nats.frame["elsewhere"].eq(True)]
-    lost = table["metric"].str.startswith(LOSS, na=False)
-    table = pd.concat([table[lost | table["higher_is_better"].eq(True)], _held_out(table)], ignore_index=True)
+    lost = nats.frame["metric"].str.startswith(LOSS, na=False)
+    table = pd.concat([nats.frame[lost], nats.plain[nats.plain["higher_is_better"].eq(True)]])
+    table = table[~table["elsewhere"].eq(True) | table["method"].eq("base")]
+    table = pd.concat([table, _held_out(nats.plain)], ignore_index=True)
     curves = [Sampled(s, draws(s)) for s in collect(table, nats.items) if s.headline]
     scores = [c for c in curves if c.series.better > 0]
     short = shown_variants(curves)
