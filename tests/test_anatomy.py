@@ -148,7 +148,7 @@ def test_a_digit_or_a_carry_missed():
 
 
 def test_loops_are_those_of_a_regular_expression():
-    """A phrase of two words or more, three times or more at the end, among all texts of up to nine words of two kinds."""
+    """A phrase of two words or more, three times or more at the end, of all texts of up to nine words of two kinds."""
     looping = re.compile(r"(?:^|.* )((?:\w )+?\w)(?: \1){2,}$")
     for length in range(1, 10):
         for words in itertools.product("ab", repeat=length):
@@ -178,8 +178,9 @@ def written(sweep: Sweep, size: int, kinds: list[str], seed: int = 0, known: boo
         strict, flexible = re.search(r"#### (\d+)", text), re.findall(r"\d+", text)
         for name, found in (("strict", strict and strict[1]), ("flexible", flexible and flexible[-1])):
             rows.append(
-                {"task": "t", "item": i, "filter": name, "target": "8", "answers": [[text]], "exact_match": float(found == "8"),
-                 "extracted": [found or INVALID], "item_hash": f"{i:064}"} | ({"cut": [cut]} if known else {})
+                {"task": "t", "item": i, "filter": name, "target": "8", "answers": [[text]],
+                 "extracted": [found or INVALID], "exact_match": float(found == "8"), "item_hash": f"{i:064}"}
+                | ({"cut": [cut]} if known else {})
             )  # fmt: skip
     write_jsonl(place.with_suffix(".jsonl"), rows)
     place.with_suffix(".json").unlink()

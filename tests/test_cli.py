@@ -50,13 +50,16 @@ def test_a_sweep_from_plan_to_report_and_an_eval_added_later(harness, config_dir
 
     extra = (config_dir / "evals" / "quiz.yaml").read_text().replace("quiz:", "quiz2:", 1)
     (config_dir / "evals" / "quiz2.yaml").write_text(extra)
-    status, out, _ = harness("eval", "runs/mine", "evals=quiz2")
+    status, out, _ = harness("eval", "runs/mine", "evals=quiz2", "evals.quiz2.elsewhere=true")
     assert (status, "3 cells scored on quiz2" in out) == (0, True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     frame = store.load(runs)
     assert frame.groupby("task").path.nunique().to_dict() == {"quiz": 3, "quiz2": 3}
     quiz = frame.pivot_table(index="path", columns="task", values="score")
     assert (quiz.quiz == quiz.quiz2).all()  # the same items, asked of the same adapters
+    assert frame.groupby("task")["elsewhere"].unique().map(list).to_dict() == {"quiz": [False], "quiz2": [True]}
+    assert "changes of tasks elsewhere against the untouched base" in (runs / "report.html").read_text()
+    assert (runs / "forgetting.csv").exists()
 
     status, out, _ = harness("status", "runs/mine")
     assert (status, out.startswith("3 cells done; ")) == (0, True)
