@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 
 from analysis.elicitation import Sampled, crossing, end, examples, isotonic, shown_variants
 from analysis.instruments import Evidence, Picture, Section, Table
-from analysis.mistakes import CLASSES, FORMAT, REASONING, Judge, Mistake, Wrong, classify
+from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Judge, Mistake, Wrong, classify
 from analysis.points import brief
 from analysis.sample import DRAWS, Estimate, Point, Series, collect, draws
 from analysis.style import PALETTES, PAPER, frame
@@ -47,6 +47,7 @@ class Anatomy:
     strict: Series  # the scores whose wrong answers these are
     name: str
     shares: dict[str, Sampled]
+    lenient: dict[int, float]  # by size, the share of all items that are right but for the form
     unknown: bool  # of some answers it was not kept whether they were cut
 
     def at(self, kind: str, size: int) -> Estimate:
@@ -73,6 +74,8 @@ class Anatomy:
     def words(self) -> list[str]:
         first, last = self.sizes[0], self.sizes[-1]
         said = [f"{self.name}: {_told(self, first)}; {_told(self, last)}."]
+        parts = " and ".join(f"{_percent(self.lenient[size])} {_with(size)}" for size in dict.fromkeys((first, last)))
+        said.append(f"Right but for the form, under a more lenient filter, were {parts}.")
         gone, sizes = self.gone(), self.strict.sizes
         if first == 0 and self.at(FORMAT, 0).high <= GONE:
             said.append(f"Errors of format were never more than {GONE:.0%} of all items.")
@@ -140,9 +143,13 @@ def anatomies(evidence: Evidence, judge: Judge | None = None) -> tuple[list[Anat
             continue
         shares = {kind: _share(series, kind, cells) for kind in CLASSES}
         unknown = any(cell.unknown for cell in kept)
+        points = ([(0, series.start)] if series.start else []) + list(
+            zip(map(int, series.sizes), series.points, strict=True)
+        )
+        lenient = {size: _lenient([cells[path, series.task] for path in point.paths]) for size, point in points}
         variant = short[series.key]
         name = " ".join(filter(None, [f"{series.task}, {series.base}", series.method, variant, "on", series.data]))
-        found.append(Anatomy(series, name, shares, unknown))
+        found.append(Anatomy(series, name, shares, lenient, unknown))
     told_of = {(path, one.strict.task) for one in found for path in _paths(one.strict)}
     columns = ["path", "base", "data", "method", "variant", "size", "seed"]
     cell_of = {str(row["path"]): row for row in plain[columns].drop_duplicates("path").to_dict("records")}
@@ -204,6 +211,12 @@ def _read(root: Path, path: str, task: str, mark: str, metric: str, filter_: str
     return _Cell(kinds, lines, unknown=any("cut" not in row for row in strict))
 
 
+def _lenient(cells: Sequence[_Cell | None]) -> float:
+    kept = [cell for cell in cells if cell is not None]
+    right = sum(line["rule"] == LENIENT for cell in kept for line in cell.lines)
+    return right / sum(len(cell.kinds) for cell in kept)
+
+
 def _share(series: Series, kind: str, cells: dict[tuple[str, str], _Cell | None]) -> Sampled:
     """The share of one class as a curve of its own."""
     number = CLASSES.index(kind)
@@ -229,9 +242,12 @@ def _percent(part: float) -> str:
 def _told(one: Anatomy, size: int) -> str:
     parts = {kind: one.at(kind, size) for kind in CLASSES}
     most = sorted((kind for kind in CLASSES if parts[kind].value > 0), key=lambda kind: -parts[kind].value)
-    where = f"with {brief(size)} examples" if size else "untouched"
     said = ", ".join(f"{parts[kind].words(_percent)} {kind}" for kind in most[:3])
-    return f"{where}, of all items {said or 'none is wrong'}"
+    return f"{_with(size)}, of all items {said or 'none is wrong'}"
+
+
+def _with(size: int) -> str:
+    return f"with {brief(size)} examples" if size else "untouched"
 
 
 def _rows(one: Anatomy) -> list[dict[str, Any]]:

@@ -134,8 +134,10 @@ def _equal(one: _Side, other: _Side) -> bool:
         return True
     if not (one.exact and other.exact) and not other.worked:
         unit = Fraction(1, 10**other.decimals)
-        cut = bool(other.decimals) and 0 <= abs(one.value) - abs(other.value) < unit
-        if cut or abs(one.value - other.value) <= unit / 2:
+        apart = abs(one.value - other.value)
+        if not other.decimals:  # a half is no rounded whole number: who had it could have written it
+            return apart < unit / 2
+        if apart <= unit / 2 or 0 <= abs(one.value) - abs(other.value) < unit:
             return True
     return other.worked and one.worked and one.value == other.first
 

@@ -28,6 +28,7 @@ from harness.items import INVALID
 
 FORMAT, EMPTY, REPETITION, TRUNCATION = "format", "no answer", "repetition", "truncation"
 SLIP, REASONING = "arithmetic slip", "reasoning error"
+LENIENT = "right elsewhere"  # the rule of what is wrong in nothing but its form
 CLASSES = (FORMAT, EMPTY, REPETITION, TRUNCATION, SLIP, REASONING)
 
 PHRASE, TIMES = 2, 3  # words of a loop's phrase at least, and how often in a row at least
@@ -147,7 +148,7 @@ def _digit(wrong: Wrong) -> str:
 
 RULES: tuple[tuple[str, str, Callable[[Wrong], str]], ...] = (
     ("empty", EMPTY, _empty),
-    ("right elsewhere", FORMAT, _right_elsewhere),
+    (LENIENT, FORMAT, _right_elsewhere),
     ("loop", REPETITION, _loop),
     ("cut", TRUNCATION, _cut),
     ("form", FORMAT, _form),

@@ -92,7 +92,8 @@ def test_a_judge_is_asked_about_the_rest_only():
         ("10/3 = 3.33", [True]),  # rounded
         ("2/3 = 0.66", [True]),  # cut
         ("10/3 = 3.34", [False]),
-        ("7/2 = 4", [True]),
+        ("7/3 = 2", [True]),
+        ("1/2 * 1 = 1", [False]),  # a half is no rounded one
         ("0.1 + 0.2 = 0.4", [False]),
         ("30 + 0 = 31", [False]),  # nothing to round
     ],
@@ -232,6 +233,7 @@ def test_a_planted_mixture_is_recovered(planted):
     wrong = sum(round(200 * sum(shares.values())) * (3 if size else 1) for size, shares in PLANTED.items())
     assert len(lines) == wrong
     assert not lines.duplicated(["size", "seed", "item"]).any()
+    assert found.lenient == pytest.approx({size: shares.get("format", 0) for size, shares in PLANTED.items()})
     gone = found.gone()
     assert 10 < gone.low <= gone.value <= gone.high <= 100
 
