@@ -25,7 +25,7 @@ from matplotlib.patches import Patch
 from analysis.elicitation import Sampled, crossing, end, examples, isotonic, shown_variants
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Judge, Mistake, Wrong, classify
-from analysis.points import brief
+from analysis.points import aimed, brief
 from analysis.sample import DRAWS, Estimate, Point, Series, collect, draws
 from analysis.style import PALETTES, PAPER, frame
 from harness.items import PATIENCE, answers
@@ -77,7 +77,7 @@ class Anatomy:
         parts = " and ".join(f"{_percent(self.lenient[size])} {_with(size)}" for size in dict.fromkeys((first, last)))
         said.append(f"Right but for the form, under a more lenient filter, were {parts}.")
         gone, sizes = self.gone(), self.strict.sizes
-        if first == 0 and self.at(FORMAT, 0).high <= GONE:
+        if all(self.at(FORMAT, size).high <= GONE for size in self.sizes):
             said.append(f"Errors of format were never more than {GONE:.0%} of all items.")
         else:
             number = lambda n: examples(n, sizes)  # noqa: E731
@@ -122,7 +122,7 @@ def section(evidence: Evidence, judge: Judge | None = None) -> Section:
 
 def anatomies(evidence: Evidence, judge: Judge | None = None) -> tuple[list[Anatomy], pd.DataFrame]:
     """Of every curve with written answers, and a line for each wrong item: where it is from, class, rule, excerpt."""
-    plain = evidence.plain
+    plain = aimed(evidence.plain)
     done = plain.loc[plain["status"] == "ok", ["path", "task", "eval_fingerprint"]].drop_duplicates()
     marks = {(str(path), str(task)): str(mark) for path, task, mark in done.itertuples(index=False)}
     strict = _strict(collect(plain, evidence.items))
@@ -295,7 +295,7 @@ def draw(found: Sequence[Anatomy]) -> Figure:
             height = np.array([one.at(kind, size).value for size in one.sizes])
             axes.bar(range(len(one.sizes)), height, bottom=floor, width=0.75, linewidth=0.3, **look)
             floor += height
-        frame(axes, one.name, "share of items", size=9)
+        frame(axes, one.name.replace(", ", "\n", 1), "share of items", size=8.5)
         axes.set_xticks(range(len(one.sizes)), [brief(size) for size in one.sizes])
         axes.set_ylim(0, 1)
     figure.supxlabel("number of examples", fontsize=9.5)

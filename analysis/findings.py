@@ -19,6 +19,7 @@ from analysis.elicitation import (
     share,
     shown_variants,
 )
+from analysis.points import aimed
 from analysis.sample import DRAWS, Estimate, Series, collect, draws
 from analysis.verdict import Rule, Verdict, verdict
 from harness.items import Items
@@ -74,8 +75,7 @@ def percent(part: float) -> str:
 
 def sampled(frame: pd.DataFrame, items: Items, n: int = DRAWS, seed: int = 0) -> list[Sampled]:
     """The curves of `harness.store.load`'s table with their draws; not of tasks elsewhere, where nothing is to gain."""
-    aimed = frame[~frame["elsewhere"].eq(True) | frame["method"].eq("base")]
-    return [Sampled(series, draws(series, n, seed)) for series in collect(aimed, items)]
+    return [Sampled(series, draws(series, n, seed)) for series in collect(aimed(frame), items)]
 
 
 def findings(

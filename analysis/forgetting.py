@@ -19,7 +19,7 @@ from analysis.elicitation import Sampled, shown_variants
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.losses import LOSS, in_nats
 from analysis.paired import Comparison, Side, compare, holm
-from analysis.points import CURVE, brief, ruler
+from analysis.points import CURVE, aimed, brief, ruler
 from analysis.sample import Estimate, Series, collect, draws
 from analysis.style import DASHES, INK, MARKERS, PALETTES, PAPER, SOFT, Look, frame, handle, legend
 
@@ -174,9 +174,8 @@ def _pictures(evidence: Evidence, found: Sequence[Change]) -> tuple[Picture, ...
 
 def gained(evidence: Evidence) -> dict[tuple[str | int, ...], tuple[str, Estimate]]:
     """By curve and size, the leading task that the tuning was for and its gain; the first by name of several."""
-    plain = evidence.plain
     found: dict[tuple[str | int, ...], tuple[str, Estimate]] = {}
-    for series in collect(plain[~plain["elsewhere"].eq(True) | plain["method"].eq("base")], evidence.items):
+    for series in collect(aimed(evidence.plain), evidence.items):
         if series.headline and series.better > 0 and series.start is not None:
             for size in map(int, series.sizes):
                 its = compare(Side("", series, size), Side("", series, 0), "").difference

@@ -29,9 +29,9 @@ from analysis.elicitation import Sampled, shown_variants
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.losses import LOSS, in_nats
 from analysis.paired import Comparison, Side, compare
-from analysis.points import CURVE, brief, ruler
+from analysis.points import CURVE, aimed, brief, ruler
 from analysis.sample import Draws, Estimate, Series, collect, draws
-from analysis.style import DASHES, MARKERS, PALETTES, PAPER, Look, frame, handle, legend
+from analysis.style import DASHES, LEVEL_DASHES, MARKERS, PALETTES, PAPER, SOFT, Look, frame, handle, legend
 
 TITLE = "Does the loss on held-out answers fall as the score rises?"
 ABSENT = (
@@ -74,7 +74,7 @@ def section(evidence: Evidence) -> Section:
     pairs = paired_up(evidence)
     if not pairs:
         return Section(TITLE, absent=ABSENT)
-    reading = "Bars are 95% intervals; a colour and a marker are one curve in both panels of a row."
+    reading = "Bars are 95% intervals; a colour and a marker are one curve; dashes are the untouched base."
     return Section(
         TITLE,
         lines=tuple(line for pair in pairs for line in _lines(pair)) + tuple(m.words() for m in by_setting(pairs)),
@@ -92,8 +92,7 @@ def paired_up(evidence: Evidence) -> list[Pair]:
     nats = in_nats(evidence)
     lost = nats.frame["metric"].str.startswith(LOSS, na=False)
     table = pd.concat([nats.frame[lost], nats.plain[nats.plain["higher_is_better"].eq(True)]])
-    table = table[~table["elsewhere"].eq(True) | table["method"].eq("base")]
-    table = pd.concat([table, _held_out(nats.plain)], ignore_index=True)
+    table = pd.concat([aimed(table), _held_out(nats.plain)], ignore_index=True)
     curves = [Sampled(s, draws(s)) for s in collect(table, nats.items) if s.headline]
     scores = [c for c in curves if c.series.better > 0]
     short = shown_variants(curves)
@@ -322,6 +321,8 @@ def draw(pairs: Sequence[Pair]) -> Figure:
                 told = [_told(curve, i) for i in range(len(curve.series.sizes))]
                 line = pd.DataFrame({"size": curve.series.sizes, "score": [t.value for t in told]})
                 line_of(axes, line.assign(low=[t.low for t in told], high=[t.high for t in told]), look[_setting(pair)])
+                if start := curve.start():
+                    axes.axhline(start[0], color=SOFT, linewidth=0.9, linestyle=LEVEL_DASHES["base"])
             series = getattr(mine[0], which).series
             unit = ruler(series.metric, series.filter) if which == "score" else series.metric
             frame(axes, series.task, unit, size=9.5)

@@ -161,6 +161,11 @@ def has_sizes(table: pd.DataFrame) -> "pd.Series[bool]":
     return ~table["method"].isin(LEVELS)
 
 
+def aimed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `harness.store.load`'s table without curves of tasks elsewhere, where there is nothing to gain."""
+    return frame[~frame["elsewhere"].eq(True) | frame["method"].eq("base")]
+
+
 def telling(table: pd.DataFrame) -> pd.DataFrame:
     """The table without what of its variants tells no line from another.
 
