@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
+from analysis import anatomy, forgetting, perplexity
+from analysis.elicitation import Sampled
+from analysis.instruments import Evidence
+from analysis.mistakes import FORMAT, REASONING, TRUNCATION
+from analysis.sample import Estimate
 from harness import base as bases
 from harness import store
 from harness.compose import compose_cell
@@ -28,8 +33,11 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     wanted = {("base", 0), ("sft", 128), ("sft", 2048)}
     cells = [c for c in cells if c.base.name == "pocket-m" and (c.method.name, c.size) in wanted and c.seed == 0]
     (base,) = [c for c in cells if c.method.name == "base"]
-    quiz = compose_cell(["base=pocket_m", "method=base", "evals=pocket_quiz"])
-    base.evals |= quiz.evals
+    more = ["pocket_quiz", "pocket_facts_nll", "pocket_rule_nll", "pocket_corpus"]
+    more = compose_cell(["base=pocket_m", "method=base", f"evals=[{','.join(more)}]"]).evals
+    base.evals |= more
+    for cell in cells:
+        cell.evals |= {k: task for k, task in more.items() if k == "pocket_corpus" or k[:-4] in cell.evals}
     assert len(cells) == 4
     waiting = to_run(plan(cells), retry_failed=False)
     check(waiting)
@@ -44,6 +52,25 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     assert lead["pocket_rule", 128] < 0.35  # a hundred examples of the rule teach little
     assert lead["pocket_rule", 2048] > 0.6  # two thousand teach it
     assert to_run(plan([dataclasses.replace(c) for c in cells]), retry_failed=False) == []
+
+    evidence = Evidence(tmp_path, frame, load_items(tmp_path, frame))
+    wrong, _ = anatomy.anatomies(evidence)
+    facts, rule = sorted(wrong, key=lambda one: one.strict.task)
+    assert min(one.at(TRUNCATION, 0).low for one in wrong) > 0.9  # the base goes on as in its pretraining
+    assert max(one.at(kind, 128).high for one in wrong for kind in (FORMAT, TRUNCATION)) < 0.1
+    assert facts.at(REASONING, 128).high < 0.2 < 0.5 < rule.at(REASONING, 128).low  # the form alone is not the rule
+    assert rule.at(REASONING, 2048).high < rule.at(REASONING, 128).low
+
+    few = {pair.score.series.task: _at_fewest(pair.loss) for pair in perplexity.paired_up(evidence)}
+    assert few["pocket_facts"].high < few["pocket_rule"].low  # nats an answer, after 128 examples
+    cost = {(one.series.data, one.size): one.raw for one in forgetting.changes(evidence)}
+    assert len(cost) == 3
+    assert min(one.low for one in cost.values()) > 0  # of chats alone the corpus is forgotten
+
+
+def _at_fewest(curve: Sampled) -> Estimate:
+    """At the smallest size."""
+    return Estimate.of(float(curve.series.scores[0]), curve.draws.scores[:, 0])
 
 
 Begun = tuple[list[str], np.ndarray]  # what names a base in a command, and its answers
