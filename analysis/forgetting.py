@@ -224,8 +224,9 @@ def draw(found: Sequence[Change], gains: dict[tuple[str | int, ...], tuple[str, 
                     color=INK,
                 )
         one = next(one for one in shown if one.series.task == task)
-        unit = f"less {one.series.metric}" if one.series.better < 0 else ruler(one.series.metric, one.series.filter)
-        frame(axes, task, f"change of {unit}", size=9.5)
+        metric = one.series.metric
+        up = f"fall of {metric}" if one.series.better < 0 else f"change of {ruler(metric, one.series.filter)}"
+        frame(axes, task, up, size=9.5)
     figure.supxlabel("gain on the task it was for", fontsize=9.5, color=INK)
     legend(figure, [handle(name, looks[name]) for name in tunings], 2)
     return figure
