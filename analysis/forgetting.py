@@ -225,8 +225,8 @@ def draw(found: Sequence[Change], gains: dict[tuple[str | int, ...], tuple[str, 
                 )
         one = next(one for one in shown if one.series.task == task)
         metric = one.series.metric
-        up = f"fall of {metric}" if one.series.better < 0 else f"change of {ruler(metric, one.series.filter)}"
-        frame(axes, task, up, size=9.5)
+        label = f"fall of {metric}" if one.series.better < 0 else f"change of {ruler(metric, one.series.filter)}"
+        frame(axes, task, label, size=9.5)
     figure.supxlabel("gain on the task it was for", fontsize=9.5, color=INK)
     legend(figure, [handle(name, looks[name]) for name in tunings], 2)
     return figure

@@ -33,8 +33,8 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     wanted = {("base", 0), ("sft", 128), ("sft", 2048)}
     cells = [c for c in cells if c.base.name == "pocket-m" and (c.method.name, c.size) in wanted and c.seed == 0]
     (base,) = [c for c in cells if c.method.name == "base"]
-    more = ["pocket_quiz", "pocket_facts_nll", "pocket_rule_nll", "pocket_corpus"]
-    more = compose_cell(["base=pocket_m", "method=base", f"evals=[{','.join(more)}]"]).evals
+    asked = "evals=[pocket_quiz,pocket_facts_nll,pocket_rule_nll,pocket_corpus]"
+    more = compose_cell(["base=pocket_m", "method=base", asked]).evals
     base.evals |= more
     for cell in cells:
         cell.evals |= {k: task for k, task in more.items() if k == "pocket_corpus" or k[:-4] in cell.evals}
