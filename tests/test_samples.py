@@ -19,6 +19,7 @@ from harness import drawing, evaluate, samples, store
 from harness.attention import rows_attention
 from harness.base import LoadedBase
 from harness.cell import Adapted, Run, Task
+from harness.compose import compose_cell
 from harness.decoding import bytes_per_token, generate
 from harness.drawing import Streams, draw
 from harness.errors import HarnessError
@@ -299,3 +300,22 @@ def test_the_plan_counts_a_prompt_once_and_its_answers_all(sampled: Callable[...
     one, many = (evaluate.extent("often", sampled(n)) for n in (1, 32))
     assert many.characters == one.characters
     assert many.answer_tokens == 32 * one.answer_tokens == 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("plain", "n"),
+    [("math500", 128), ("gsm8k", 128), ("aime24", 1024), ("chain_sum", 16), ("pocket_facts", 16), ("pocket_rule", 16)],
+)
+def test_a_preset_asks_what_the_plain_task_asks(plain: str, n: int) -> None:
+    """So that what the one says of an item can be set beside what the other does; and as Yue et al. drew."""
+    evals = compose_cell(["base=pocket_s", "method=base", f"evals=[{plain},{plain}_passk]"]).evals
+    one, many = evals[plain], evals[f"{plain}_passk"]
+    alike = {"samples", "generation"}
+    for field in dataclasses.fields(Task):
+        assert field.name in alike or getattr(one, field.name) == getattr(many, field.name)
+    assert many.samples == n
+    assert many.generation["do_sample"]
+    if not plain.startswith("pocket"):
+        assert (many.generation["temperature"], many.generation["top_p"]) == (0.6, 0.95)
+    if n >= 128:
+        assert many.generation["max_gen_toks"] == 16384
