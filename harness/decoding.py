@@ -6,7 +6,7 @@ asked many times, for samples, is read once: its keys and values are copied from
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from harness.attention import Extend, Fill, Prefix, Slots, Step, laid_out, rows_
 from harness.clock import part
 from harness.scoring import Room, shared_length
 
-FEWEST = 16  # rows worth a group, and tokens worth a prefix, of their own
-COPIES = 128  # of one prompt, worth a group: fewer are copied, so that other prompts may stand beside them
+FEWEST = 16  # prompts worth a group, and tokens worth a prefix, of their own
+ROWS = 128  # of fewer prompts, worth a group: else a prompt is copied, so that other prompts may stand beside it
 
 Row = tuple[int, int]  # a prompt's number, and how many tokens have been said after it
 # (rows, their ids so far [rows, tokens], padded on the left, logits [rows, vocabulary]) -> tokens [rows]
@@ -67,6 +67,20 @@ def generate(
 def _groups(prompts: list[list[int]]) -> list[tuple[list[int], int]]:
     """Sorted prompts as groups of indices, each with how many tokens its members share; every prompt keeps one."""
     common = [0, *(shared_length(a, b) for a, b in pairwise(prompts))]
+    number = [0, *accumulate(a != b for a, b in pairwise(prompts))]  # of each among the different ones
+
+    def worth(low: int, high: int) -> bool:
+        return number[high - 1] - number[low] + 1 >= FEWEST or high - low >= ROWS
+
+    def parts_deeper(low: int, high: int, shared: int) -> bool:
+        """Whether enough of a range share much more further down, e.g. one few-shot context a subject."""
+        start = low
+        for i in range(low + 1, high):
+            start = start if common[i] >= shared + FEWEST else i
+            if worth(start, i + 1):
+                return True
+        return False
+
     groups = []
     waiting = [(0, len(prompts))]
     while waiting:
@@ -76,24 +90,13 @@ def _groups(prompts: list[list[int]]) -> list[tuple[list[int], int]]:
         rest: list[int] = []
         for a, b in pairwise(borders):
             more = min(common[a + 1 : b], default=shared) - shared
-            fewest = COPIES if prompts[a] == prompts[b - 1] else FEWEST
-            if fewest <= b - a < high - low and (more >= FEWEST or _parts_deeper(common, a, b, shared)):
+            if worth(a, b) and b - a < high - low and (more >= FEWEST or parts_deeper(a, b, shared)):
                 waiting.append((a, b))
             else:
                 rest += range(a, b)
         if rest:
             groups.append((rest, min(shared, *(len(prompts[i]) - 1 for i in rest))))
     return groups
-
-
-def _parts_deeper(common: list[int], low: int, high: int, shared: int) -> bool:
-    """Whether enough of a range's prompts share much more further down, e.g. one few-shot context a subject."""
-    run = 0
-    for i in range(low + 1, high):
-        run = run + 1 if common[i] >= shared + FEWEST else 0
-        if run + 1 >= FEWEST:
-            return True
-    return False
 
 
 class _Batch:
