@@ -3,14 +3,16 @@
 Where tuning only brings out what the base can do, the base catches up once it may answer often enough; where it
 teaches, items remain that only the tuned model solves (Yue et al. 2025, arXiv 2504.13837). An item's estimate of pass@k
 is unbiased (`harness.samples`), so that intervals come from the items: their clusters are resampled, the same ones for
-every model and every k, and an interval holds the luck of the draws too. Where a size has several runs, their noise is
-added: normal with the runs' own covariance over all k, and Student's t for few.
+every model and every k, and an interval holds the luck of the draws too. Shares near 0 or 1 get the variance that
+`analysis.sample` makes up for them. Where a size has several runs, their noise is added: normal with the runs' own
+covariance over all k, and Student's t for few.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from matplotlib.lines import Line2D
 
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief
-from analysis.sample import DRAWS, Estimate, resample
+from analysis.sample import DRAWS, Estimate, Point, resample
 from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, SOFT, frame
 from harness.items import Asked
 from harness.samples import curve
@@ -30,6 +32,10 @@ ABSENT = (
     "No evaluation drew several answers to a prompt. For finished cells: harness eval RUNS evals=math500_passk, or any "
     "task that writes answers with evals.NAME.samples=64 and evals.NAME.generation={do_sample: true, temperature: "
     "0.6, top_p: 0.95}."
+)
+ALONE = (
+    "Several answers to a prompt were drawn, but not of an untouched base and of what it became, under the same "
+    "settings. For finished cells, base and tuned: harness eval RUNS evals=NAME."
 )
 NEAR = 1e-6  # means of resamples are equal up to this
 
@@ -71,7 +77,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Found:
-    """What one pair says. Curves are [n], k from 1 on, their draws [B, n]."""
+    """What one pair says. Curves are [n], k from 1 on, their draws [B, n] within what a share can be."""
 
     pair: Pair
     before: np.ndarray
@@ -81,6 +87,7 @@ class Found:
     crossing: Estimate  # the least k at which the base is not behind; infinite where it is behind at all k up to n
     worth: Estimate  # the least k at which the base solves as much as the tuned model does in one try
     split: dict[str, Estimate]  # of the items: both, only base, only tuned, neither; within n answers
+    covered: Estimate  # of the items that the tuned model solves within n answers, the share that the base does too
 
     @property
     def difference(self) -> Estimate:
@@ -91,8 +98,7 @@ class Found:
 
 def pairs(evidence: Evidence) -> list[Pair]:
     """Every tuned model whose untouched base was asked the same, by base, task, recipe and size; headline filters."""
-    table = evidence.frame
-    table = table[(table["status"] == "ok") & table["metric"].astype(str).str.fullmatch(r"pass@\d+")]
+    table = _drawn(evidence)
     found = []
     for key, rows in table.groupby(["base", "task", "eval_fingerprint"], sort=True):
         lead = rows[rows["headline"].astype(bool)]
@@ -102,28 +108,46 @@ def pairs(evidence: Evidence) -> list[Pair]:
         ones = rows[rows["metric"] == "pass@1"]
         untouched = ones[ones["method"] == "base"]["path"].tolist()[:1]
         recipe = ["method", "variant", "data", "size"]
-        for (method, variant, data, size), runs in ones[ones["method"] != "base"].groupby(recipe, sort=True):
+        tuned = ones[ones["method"] != "base"]
+        for (method, variant, data, _), runs in tuned.groupby(recipe, sort=True, dropna=False):
             runs = runs.drop_duplicates(["seed", "subset_seed"])
             stacked = evidence.items.stack([*untouched, *runs["path"]], str(key[1]), "pass@1", filter_)
             if not untouched or n == 1 or stacked is None:
                 continue
             right = np.rint(stacked[1] * n).astype(int)
+            size = int(runs["size"].iloc[0])
             named = f"{method} {variant}".strip() + (f" on {data}" if size else "")
-            before, after = Model("the untouched base", 0, n, right[:1]), Model(named, int(size), n, right[1:])
+            before, after = Model("the untouched base", 0, n, right[:1]), Model(named, size, n, right[1:])
             found.append(Pair(str(key[0]), str(key[1]), filter_, stacked[0], before, after))
     return found
 
 
+def _drawn(evidence: Evidence) -> pd.DataFrame:
+    table = evidence.plain
+    return table[(table["status"] == "ok") & table["metric"].astype(str).str.fullmatch(r"pass@\d+")]
+
+
 def look(pair: Pair, draws: int = DRAWS, seed: int = 0) -> Found:
     """All of one pair, from the same resamples of its items."""
-    n = pair.before.n
+    n, count = pair.before.n, len(pair.asked.names)
     columns = [model.curves.mean(axis=0) for model in (pair.before, pair.after)]
     drawn = resample(pair.asked, np.hstack(columns), draws, seed)
     before_draws, after_draws = drawn[:, :n], drawn[:, n:] + _runs(pair.after, draws, seed)
     before, after = (column.mean(axis=0) for column in columns)
+    # Of resamples alone: what is made up for either would part curves that have met at 0 or 1.
     crossing = Estimate.of(first(before, after)[0], first(before_draws, after_draws))
     worth = Estimate.of(first(before, after[:1])[0], first(before_draws, after_draws[:, :1]))
-    return Found(pair, before, after, before_draws, after_draws, crossing, worth, split(pair, n, draws, seed))
+    before_draws = _share(before, before_draws, count, [seed, 1])
+    after_draws = _share(after, after_draws, count, [seed, 2])
+    parts, share = split(pair, n, draws, seed), covered(pair, n, draws, seed)
+    return Found(pair, before, after, before_draws, after_draws, crossing, worth, parts, share)
+
+
+def _share(value: np.ndarray, drawn: np.ndarray, count: float, seed: list[int]) -> np.ndarray:
+    """Draws [B, m] of m shares of `count` items, with what is made up for those near 0 or 1."""
+    spread = np.sqrt([Point(np.array([v]), np.nan, count).made_up for v in value])  # type: ignore[arg-type]
+    normal = np.random.default_rng(seed).standard_normal((len(drawn), 1))
+    return np.clip(drawn + spread * normal, 0, 1)
 
 
 def first(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -142,8 +166,20 @@ def split(pair: Pair, tries: int, draws: int = DRAWS, seed: int = 0) -> dict[str
         "neither": (1 - base) * (1 - tuned),
     }
     values = np.stack(list(parts.values()), axis=1)
-    drawn = resample(pair.asked, values, draws, seed).clip(0, 1)
-    return {part: Estimate.of(values[:, i].mean(), drawn[:, i]) for i, part in enumerate(parts)}
+    shares = values.mean(axis=0)
+    drawn = _share(shares, resample(pair.asked, values, draws, seed), len(values), [seed, 3])
+    return {part: Estimate.of(shares[i], drawn[:, i]) for i, part in enumerate(parts)}
+
+
+def covered(pair: Pair, tries: int, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """Of what the tuned model solves within so many answers, averaged over its runs, the share the base solves too."""
+    base, tuned = pair.before.solved(tries)[0], pair.after.solved(tries).mean(axis=0)
+    if not tuned.any():
+        return Estimate(why="the tuned model solves none")
+    both, solved = resample(pair.asked, np.stack([base * tuned, tuned], axis=1), draws, seed).T
+    share = np.array([(base * tuned).sum() / tuned.sum()])
+    ratio = np.divide(both, solved, out=np.full(draws, share[0]), where=solved > NEAR)
+    return Estimate.of(share[0], _share(share, ratio[:, None], tuned.sum(), [seed, 4])[:, 0])
 
 
 def guessing(asked: Asked, n: int) -> np.ndarray:
@@ -170,7 +206,7 @@ def _runs(model: Model, draws: int, seed: int) -> np.ndarray:
 def section(evidence: Evidence) -> Section:
     seen = [look(pair) for pair in pairs(evidence)]
     if not seen:
-        return Section(TITLE, absent=ABSENT)
+        return Section(TITLE, absent=ALONE if len(_drawn(evidence)) else ABSENT)
     largest = list(_largest(seen))
     return Section(
         TITLE,
@@ -208,13 +244,19 @@ def words(found: Found) -> list[str]:
     unseen = 1 - 0.05 ** (1 / n)
     later = [(model.solved(n) - model.solved(max(n // 2, 1))).mean() for model in (pair.before, pair.after)]
     limits = (
-        f"An item counts as solved by one right answer of {n}; one that is right less than {unseen:.1%} of the time "
-        f"may well show none. The second half of the answers added {later[0]:.1%} of the items to the base's and "
+        f"An item counts as solved by one right answer of {n}; of items that are right {unseen:.1%} of the time, one "
+        f"in twenty shows none. The second half of the answers added {later[0]:.1%} of the items to the base's and "
         f"{later[1]:.1%} to the tuned model's: more answers would move items between the parts about as much."
     )
     guess = guessing(pair.asked, n)[-1]
-    chance = f" Guessing among the answers of the task would solve {guess:.2f} of its items within {n}."
-    return [said, f"Solved within {n} answers, {pair.task}, {pair.base}, {pair.name}: {parts}. {limits}{chance}"]
+    chance = f" Guessing among the answers of the task would solve {guess:.2f} of its items within {n}"
+    low = Estimate.of(found.before[-1], found.before_draws[:, -1]).low
+    chance += ", and the base is not known to do better." if low <= guess else "; the base does better."
+    shared = f"Of what the tuned model solves, the base solves {found.covered.words()} too."
+    return [
+        said,
+        f"Solved within {n} answers, {pair.task}, {pair.base}, {pair.name}: {parts}. {shared} {limits}{chance}",
+    ]
 
 
 def _tries(estimate: Estimate, n: int) -> str:
@@ -247,11 +289,17 @@ def _table(seen: list[Found]) -> Table:
 
 def _coverage(seen: list[Found]) -> Table:
     rows = tuple(
-        (f.pair.task, f.pair.base, f.pair.name, str(f.pair.before.n), *(share.words() for share in f.split.values()))
+        (
+            f.pair.task,
+            f.pair.base,
+            f.pair.name,
+            str(f.pair.before.n),
+            *(s.words() for s in (*f.split.values(), f.covered)),
+        )
         for f in seen
     )
     note = "Shares of the items, with 95% intervals over items: what a model does not solve it may with more answers."
-    columns = ("task", "base", "tuned", "answers", "both", "only base", "only tuned", "neither")
+    columns = ("task", "base", "tuned", "answers", "both", "only base", "only tuned", "neither", "base, of the tuned's")
     return Table("Which items either solves", columns, rows, note)
 
 
@@ -277,11 +325,16 @@ def _numbers(seen: list[Found]) -> pd.DataFrame:
     rows = []
     for found in seen:
         pair = found.pair
-        told = {"task": pair.task, "filter": pair.filter, "base": pair.base, "tuned": pair.after.name}
+        told: dict[str, Any] = {"task": pair.task, "filter": pair.filter, "base": pair.base, "tuned": pair.after.name}
         told |= {"size": pair.after.size, "runs": len(pair.after.right), "n": pair.before.n}
         parts = {f"share_{part.replace(' ', '_')}": share for part, share in found.split.items()}
-        whole = {"crossing": found.crossing, "worth": found.worth, "difference": found.difference, **parts}
-        for name, estimate in whole.items():
+        whole = {
+            "crossing": found.crossing,
+            "worth": found.worth,
+            "difference": found.difference,
+            "covered": found.covered,
+        }
+        for name, estimate in (whole | parts).items():
             told |= _bounds(name, estimate)
         rows.append(told)
     return pd.DataFrame(rows)
@@ -314,6 +367,7 @@ def draw(seen: list[Found]) -> Figure:
     for axes, ((task, base), here) in zip(grid, panels.items(), strict=False):
         n = here[0].pair.before.n
         ks = np.arange(1, n + 1)
+        lines: list[tuple[np.ndarray, np.ndarray, str, Any]]
         lines = [(f.after, f.after_draws, colours[f.pair.name], "-") for f in here]
         lines.append((here[0].before, here[0].before_draws, INK, LEVEL_DASHES["base"]))
         for line, drawn, colour, dashes in lines:

@@ -50,6 +50,7 @@ def test_a_crossing_that_is_known_is_found(seed: int) -> None:
     assert shares["both"] == pytest.approx(0.5, abs=0.01)
     assert shares["only tuned"] == pytest.approx(0, abs=0.01)
     assert sum(shares.values()) == pytest.approx(1)
+    assert found.covered.holds(1)
 
 
 def test_a_base_that_never_catches_up_is_said_not_to() -> None:
@@ -62,6 +63,34 @@ def test_a_base_that_never_catches_up_is_said_not_to() -> None:
     assert found.split["only tuned"].holds(0.5)
     assert "does not catch it within 32 answers" in pass_at_k.words(found)[0]
     assert "beyond 32" in pass_at_k.words(found)[0]
+    assert found.covered.holds(0.5)
+    assert 0.4 < found.covered.low < found.covered.high < 0.6
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_a_base_that_solves_none_or_all_is_not_known_exactly(chance: float) -> None:
+    """Of 60 items: as of a proportion of which none was seen, at most about 3 in 60 may be otherwise."""
+    found = look(pair(np.full(60, chance), np.full(60, 0.99), 32, np.random.default_rng(0)))
+    (low, high), value = np.quantile(found.before_draws[:, -1], [0.025, 0.975]), found.before[-1]
+    for one, lower, upper in ((value, low, high), (found.covered.value, found.covered.low, found.covered.high)):
+        assert one == chance
+        assert 0 <= lower <= one <= upper <= 1
+        assert 0.02 < upper - lower < 0.08
+    assert found.split["only tuned"].value == 1 - chance
+    assert found.difference.holds(chance - 1)
+
+
+def test_nothing_is_covered_of_what_is_not_there() -> None:
+    found = look(pair(np.full(20, 0.5), np.zeros(20), 4, np.random.default_rng(0)))
+    assert "solves none" in found.covered.why
+    assert "solves none" in pass_at_k.words(found)[1]
+
+
+def test_a_base_that_may_be_guessing_is_said_to_be() -> None:
+    """Of 50 answers, each right as often: 8 guesses solve 15%."""
+    level, above = (look(pair(np.full(200, p), np.full(200, 0.9), 8, np.random.default_rng(0))) for p in (0.01, 0.2))
+    assert "not known to do better" in pass_at_k.words(level)[1]
+    assert "the base does better" in pass_at_k.words(above)[1]
 
 
 def test_a_base_that_is_ahead_is_said_to_be() -> None:
@@ -192,8 +221,9 @@ def test_the_section_has_sentences_tables_a_figure_and_the_numbers(tmp_path: Pat
 
 def test_without_samples_or_without_their_base_it_is_absent_and_says_how_to_have_it(tmp_path: Path) -> None:
     kept = Answers(tmp_path, 8)
-    for _ in range(2):
+    for why in ("No evaluation drew several answers", "but not of an untouched base"):
         seen = section(kept.evidence())
+        assert why in seen.absent
         assert "harness eval" in seen.absent
         assert not seen.lines
         if not kept.rows:
