@@ -234,12 +234,12 @@ def words(found: Found) -> list[str]:
     if found.before[0] >= found.after[0] - NEAR:
         said += ", so the base is not behind from the start."
     elif math.isinf(found.crossing.value):
-        said += f"; the base does not catch it within {n} answers ({_tries(found.crossing, n)})"
+        said += f"; the base does not catch it within {n} answers (k = {_tries(found.crossing, n)})"
         said += f": there the base's score less its own is {found.difference.words('{:+.2f}'.format)}."
     else:
         said += f"; the base catches it at k = {_tries(found.crossing, n)} of {n}."
     if found.before[0] < found.after[0] - NEAR:
-        said += f" As much as one of its answers is worth {_tries(found.worth, n)} of the base's."
+        said += f" One of its answers is worth {_tries(found.worth, n)} of the base's."
     parts = ", ".join(f"{part} {share.words()}" for part, share in found.split.items())
     unseen = 1 - 0.05 ** (1 / n)
     later = [(model.solved(n) - model.solved(max(n // 2, 1))).mean() for model in (pair.before, pair.after)]
@@ -250,8 +250,13 @@ def words(found: Found) -> list[str]:
     )
     guess = guessing(pair.asked, n)[-1]
     chance = f" Guessing among the answers of the task would solve {guess:.2f} of its items within {n}"
-    low = Estimate.of(found.before[-1], found.before_draws[:, -1]).low
-    chance += ", and the base is not known to do better." if low <= guess else "; the base does better."
+    base = Estimate.of(found.before[-1], found.before_draws[:, -1])
+    if base.low > guess:
+        chance += "; the base does better."
+    elif base.high < guess:
+        chance += ", and the base does worse: it may not answer in the form that is asked for, and know all the same."
+    else:
+        chance += ", and the base is not known to do better."
     shared = f"Of what the tuned model solves, the base solves {found.covered.words()} too."
     return [
         said,
@@ -261,10 +266,9 @@ def words(found: Found) -> list[str]:
 
 def _tries(estimate: Estimate, n: int) -> str:
     def tell(k: float) -> str:
-        return f"beyond {n}" if math.isinf(k) else f"{k:.0f}"
+        return f"more than {n}" if math.isinf(k) else f"{k:.0f}"
 
-    value = f"not within {n}" if math.isinf(estimate.value) else tell(estimate.value)
-    return f"{value} [{tell(estimate.low)}, {tell(estimate.high)}]"
+    return f"{tell(estimate.value)} [{tell(estimate.low)}, {tell(estimate.high)}]"
 
 
 def _table(seen: list[Found]) -> Table:
