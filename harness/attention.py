@@ -153,6 +153,13 @@ class Slots:
             self._kept[layer] = (room[0], room[1])
         return self._kept[layer]
 
+    def copy(self, source: int, targets: list[int], length: int) -> None:
+        """Let `targets` hold the first `length` tokens that slot `source` holds."""
+        where = torch.tensor(targets, dtype=torch.long, device=self.held.device)
+        self.held[where] = length
+        for kept in (x for pair in self._kept.values() for x in pair):
+            kept[where, :length] = kept[source, :length].clone()
+
     def only(self, slots: Tensor) -> None:
         """Let go of all other slots, layer by layer: no two copies of the whole."""
         self.held = self.held[slots]

@@ -114,6 +114,7 @@ class Task:
     at: list[float] = field(default_factory=list)  # also scored after these shares of a training, e.g. [0.1, 0.3]
     unsafe_code: bool = False  # run what the model writes, or a metric from the hub, where the task asks for it
     generation: dict[str, Any] = field(default_factory=dict)  # in place of the task's, e.g. {max_gen_toks: 2048}
+    samples: int = 1  # answers drawn for each prompt, of which scores are pass@k; needs do_sample and a temperature
     probe: dict[str, Any] | None = None  # a Probe (Hydra `_target_`): what else is measured of the model on these items
     chat: bool = True  # ask through the base's chat template; False: the plain text, as a base saw it in pretraining
     headline: str | None = None  # the leading "metric/filter", e.g. exact_match/strict-match; None: the task's first

@@ -1,11 +1,12 @@
 """Generation for many prompts: a shared beginning is read once, and rows join and leave the batch one by one.
 
 Prompts are grouped by what enough of them begin with. Behind that prefix every row has a slot for its own keys and
-values; a row that has ended makes room for the next prompt, so no row waits for a longer neighbour.
+values; a row that has ended makes room for the next prompt, so no row waits for a longer neighbour. A prompt that is
+asked many times, for samples, is read once: its keys and values are copied from a row that has them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from harness.attention import Extend, Fill, Prefix, Slots, Step, laid_out, rows_
 from harness.clock import part
 from harness.scoring import Room, shared_length
 
-FEWEST = 16  # rows worth a group, and tokens worth a prefix, of their own
+FEWEST = 16  # prompts worth a group, and tokens worth a prefix, of their own
+ROWS = 128  # of fewer prompts, worth a group: else a prompt is copied, so that other prompts may stand beside it
 
-Pick = Callable[[Tensor, Tensor], Tensor]  # (ids so far [rows, tokens], logits [rows, vocabulary]) -> tokens [rows]
+Row = tuple[int, int]  # a prompt's number, and how many tokens have been said after it
+# (rows, their ids so far [rows, tokens], padded on the left, logits [rows, vocabulary]) -> tokens [rows]
+Pick = Callable[[Sequence[Row], Tensor, Tensor], Tensor]
 Ended = Callable[[list[int]], bool]  # whether what was generated is complete
 
 
@@ -46,9 +50,10 @@ def generate(
             left = members
             while left:
                 batch = _Batch(model, [sort[m] for m in left], shared, max_new_tokens, room, cache_tokens)
+                numbers = [order[m] for m in left]
                 try:
-                    for member, tokens in batch.run(pick, ended):
-                        said[order[left[member]]] = tokens
+                    for member, tokens in batch.run(numbers, pick, ended):
+                        said[numbers[member]] = tokens
                         on_done(1)
                 except torch.OutOfMemoryError:  # answers in progress are begun anew
                     if not room.halve(batch.count):
@@ -62,6 +67,20 @@ def generate(
 def _groups(prompts: list[list[int]]) -> list[tuple[list[int], int]]:
     """Sorted prompts as groups of indices, each with how many tokens its members share; every prompt keeps one."""
     common = [0, *(shared_length(a, b) for a, b in pairwise(prompts))]
+    number = [0, *accumulate(a != b for a, b in pairwise(prompts))]  # of each among the different ones
+
+    def worth(low: int, high: int) -> bool:
+        return number[high - 1] - number[low] + 1 >= FEWEST or high - low >= ROWS
+
+    def parts_deeper(low: int, high: int, shared: int) -> bool:
+        """Whether enough of a range share much more further down, e.g. one few-shot context a subject."""
+        start = low
+        for i in range(low + 1, high):
+            start = start if common[i] >= shared + FEWEST else i
+            if worth(start, i + 1):
+                return True
+        return False
+
     groups = []
     waiting = [(0, len(prompts))]
     while waiting:
@@ -71,23 +90,13 @@ def _groups(prompts: list[list[int]]) -> list[tuple[list[int], int]]:
         rest: list[int] = []
         for a, b in pairwise(borders):
             more = min(common[a + 1 : b], default=shared) - shared
-            if FEWEST <= b - a < high - low and (more >= FEWEST or _parts_deeper(common, a, b, shared)):
+            if worth(a, b) and b - a < high - low and (more >= FEWEST or parts_deeper(a, b, shared)):
                 waiting.append((a, b))
             else:
                 rest += range(a, b)
         if rest:
             groups.append((rest, min(shared, *(len(prompts[i]) - 1 for i in rest))))
     return groups
-
-
-def _parts_deeper(common: list[int], low: int, high: int, shared: int) -> bool:
-    """Whether enough of a range's prompts share much more further down, e.g. one few-shot context a subject."""
-    run = 0
-    for i in range(low + 1, high):
-        run = run + 1 if common[i] >= shared + FEWEST else 0
-        if run + 1 >= FEWEST:
-            return True
-    return False
 
 
 class _Batch:
@@ -109,9 +118,13 @@ class _Batch:
         self.count = max(1, min(len(prompts), cache_tokens // capacity, room.rows))
         self.slots = Slots(self.count, capacity, self.device)
         self.prefix = Prefix()
+        self.alike = list(range(len(prompts)))  # of each prompt the first that is the same; they come sorted
+        for i, (before, prompt) in enumerate(pairwise(prompts), 1):
+            self.alike[i] = self.alike[i - 1] if prompt == before else i
+        self.opening: dict[int, Tensor] = {}  # logits after a prompt that has been read and is asked again
 
-    def run(self, pick: Pick, ended: Ended) -> Iterator[tuple[int, list[int]]]:
-        """Yield (prompt, tokens) as they end."""
+    def run(self, numbers: Sequence[int], pick: Pick, ended: Ended) -> Iterator[tuple[int, list[int]]]:
+        """Yield (prompt, tokens) as they end. `numbers` are what `pick` knows the prompts by."""
         for start in range(0, self.shared, self.budget):
             end = min(start + self.budget, self.shared)
             with part("read a shared beginning"), laid_out(Extend(self.prefix)):
@@ -124,7 +137,7 @@ class _Batch:
             free = [s for s, prompt in enumerate(running) if prompt is None]
             fresh: dict[int, Tensor] = {}
             if queue and len(free) * 8 >= len(running):
-                for prompt, slot, logits in self._fill(queue, free):
+                for prompt, slot, logits in self._fill(queue, free, running):
                     running[slot], said[prompt], fresh[prompt] = prompt, [], logits
             elif not queue and len(free) * 4 > len(running):
                 kept = [s for s, prompt in enumerate(running) if prompt is not None]
@@ -136,31 +149,46 @@ class _Batch:
             else:
                 slots = [running.index(p) for p in asked]
                 logits = self._step(running, said)[slots]
-            tokens = pick(self._so_far(asked, said), logits.float()).tolist()
+            rows = [(numbers[p], len(said[p])) for p in asked]
+            tokens = pick(rows, self._so_far(asked, said), logits.float()).tolist()
             for prompt, token in zip(asked, tokens, strict=True):
                 said[prompt].append(token)
                 if len(said[prompt]) == self.max_new_tokens or ended(said[prompt]):
                     running[running.index(prompt)] = None
                     yield prompt, said.pop(prompt)
 
-    def _fill(self, queue: list[int], free: list[int]) -> Iterator[tuple[int, int, Tensor]]:
-        """Read the next prompts into free slots: (prompt, slot, logits of what follows)."""
-        taken = [queue.pop() for _ in range(min(len(queue), len(free)))]
-        while taken:
-            rows = [taken.pop(0)]
-            while taken and sum(len(self.prompts[p]) - self.shared for p in [*rows, taken[0]]) <= self.budget:
-                rows.append(taken.pop(0))
-            own = [self.prompts[p][self.shared :] for p in rows]
-            where = [free.pop(0) for _ in rows]
-            lengths = [len(o) for o in own]
-            fill = Fill(lengths, self.prefix, self.slots, torch.tensor(where, device=self.device))
-            with part("read prompts"), laid_out(fill):
-                logits = self._forward(
-                    [t for o in own for t in o],
-                    [self.shared + i for n in lengths for i in range(n)],
-                    (torch.tensor(lengths).cumsum(0) - 1).tolist(),
-                )
-            yield from zip(rows, where, logits, strict=True)
+    def _fill(self, queue: list[int], free: list[int], running: list[int | None]) -> list[tuple[int, int, Tensor]]:
+        """Put the next prompts into free slots, each read once: (prompt, slot, logits of what follows)."""
+        taken = dict(zip((queue.pop() for _ in range(min(len(queue), len(free)))), free, strict=False))
+        held = {self.alike[p]: slot for slot, p in enumerate(running) if p is not None}
+        known = held.keys() & self.opening.keys()
+        unread = {self.alike[p]: slot for p, slot in taken.items() if self.alike[p] not in known}
+        waiting = list(unread)
+        while waiting:
+            rows = [waiting.pop(0)]
+            while waiting and sum(len(self.prompts[p]) - self.shared for p in [*rows, waiting[0]]) <= self.budget:
+                rows.append(waiting.pop(0))
+            self.opening |= zip(rows, self._read(rows, [unread[p] for p in rows]), strict=True)
+        held |= unread
+        for alike in {self.alike[p] for p in taken}:
+            copies = [slot for p, slot in taken.items() if self.alike[p] == alike and slot != held[alike]]
+            self.slots.copy(held[alike], copies, len(self.prompts[alike]) - self.shared)
+        filled = [(p, slot, self.opening[self.alike[p]]) for p, slot in taken.items()]
+        more = self.alike[queue[-1]] if queue else None  # the only one that may be asked again: equals are neighbours
+        self.opening = {p: logits for p, logits in self.opening.items() if p == more}
+        return filled
+
+    def _read(self, rows: list[int], where: list[int]) -> Tensor:
+        """Read prompts into slots; the logits [rows, vocabulary] of what follows."""
+        own = [self.prompts[p][self.shared :] for p in rows]
+        lengths = [len(o) for o in own]
+        fill = Fill(lengths, self.prefix, self.slots, torch.tensor(where, device=self.device))
+        with part("read prompts"), laid_out(fill):
+            return self._forward(
+                [t for o in own for t in o],
+                [self.shared + i for n in lengths for i in range(n)],
+                (torch.tensor(lengths).cumsum(0) - 1).tolist(),
+            )
 
     def _step(self, running: list[int | None], said: dict[int, list[int]]) -> Tensor:
         """Logits [slots, vocabulary] after each row's last token; what an empty slot computes is not looked at."""

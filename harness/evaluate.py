@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
+from harness import samples
 from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task
@@ -57,6 +58,7 @@ def identity(name: str, task: Task) -> dict[str, Any]:
         "limit": task.limit,
         "chat": task.chat,
         **({"generation": task.generation} if task.generation else {}),
+        **({"samples": samples.identity(task)} if task.samples != 1 else {}),
         **({"probe": _probe(name, task).identity()} if task.probe else {}),
     }
 
@@ -64,10 +66,11 @@ def identity(name: str, task: Task) -> dict[str, Any]:
 def check(name: str, task: Task) -> None:
     """Build the task, items and all, so that what is wrong with it shows before anything trains."""
     members = load_task(name, task)["tasks"].values()
-    given = {f"{metric}/{f.name}" for m in members for metric in getattr(m, "_metric_fn_list", {}) for f in m._filters}
+    passes = [f"pass@{k}" for k in samples.shown(name, task)] if task.samples > 1 else None
+    given = {f"{x}/{f.name}" for m in members for x in passes or getattr(m, "_metric_fn_list", {}) for f in m._filters}
     if task.probe:
         _probe(name, task).check(name, task)
-    elif task.headline and given and task.headline not in given:
+    elif task.headline and given and samples.headline(task) not in given:
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
 
 
@@ -77,14 +80,17 @@ class Extent:
 
     items: int
     characters: float  # of one item's prompt, its choices counted, what they share counted once
-    answer_tokens: float  # that one item's answer may at most have, where the model writes one
+    answer_tokens: float  # that one item's answer may at most have, where the model writes one; of all its samples
 
 
 SAMPLE = 8  # items from which an extent is told
 
 
 def extent(name: str, task: Task) -> Extent:
-    """From the first items of each part of the task; no model is needed. A probe's passes are counted."""
+    """From the first items of each part of the task; no model is needed. A probe's passes are counted.
+
+    A prompt is read once, however many answers are drawn.
+    """
     passes = _probe(name, task).passes() if task.probe else 1.0
     items, characters, answers = 0, 0.0, 0.0
     for member in load_task(name, task)["tasks"].values():
@@ -98,7 +104,7 @@ def extent(name: str, task: Task) -> Extent:
         characters += sum(len(p) for _, p in prompts) * count / sample
         characters += sum(len(c) for c in behind if isinstance(c, str)) * count / sample
         most = [c.get("max_gen_toks", ANSWER_TOKENS) for c in behind if isinstance(c, dict)]
-        answers += sum(most) * count / sample
+        answers += task.samples * sum(most) * count / sample
     return Extent(items, passes * characters / items, passes * answers / items)
 
 
@@ -170,7 +176,7 @@ def _ask(
         )
     assert results is not None  # None is for the other ranks of a distributed run
     return {
-        "scores": _scores(name, task, results),
+        "scores": _scores(name, replace(task, headline=samples.headline(task)), results),
         "samples": [
             _sample(m, loaded["tasks"][m], row, prompts) for m, rows in results["samples"].items() for row in rows
         ],
@@ -229,11 +235,14 @@ def load_task(name: str, task: Task) -> "TaskDict":
         _check_consent(name, task)
     key = fingerprint(identity(name, task))
     if key not in _loaded:
-        _loaded[key] = _build(name, task)
-        for member in _loaded[key]["tasks"].values() if task.generation else ():
+        built = _build(name, task)
+        for member in built["tasks"].values() if task.generation else ():
             if member.OUTPUT_TYPE != "generate_until":
                 raise HarnessError(f"evals.{name}.generation is for tasks in which the model writes; leave it out")
             member.set_config("generation_kwargs", {**member.config.generation_kwargs, **task.generation})
+        if task.samples != 1:
+            samples.ask_often(name, task, built["tasks"].values())
+        _loaded[key] = built
     for member in _loaded[key]["tasks"].values():
         if task.num_fewshot is not None:
             member.set_config("num_fewshot", task.num_fewshot)

@@ -43,7 +43,7 @@ class Items:
     asked: dict[tuple[str, str], Asked] = field(default_factory=dict)  # by task and evaluation fingerprint
     protocol: dict[tuple[str, str], str] = field(default_factory=dict)  # by path and task
     scores: dict[Key, np.ndarray] = field(default_factory=dict)  # [n], in the metric's unit
-    valid: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)  # [n] by path, task, filter
+    valid: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)  # [n] by path, task, filter: one answer
 
     def stack(self, paths: Iterable[str], task: str, metric: str, filter_: str) -> tuple[Asked, np.ndarray] | None:
         """The items and the cells' scores of them, [cells, n]; None unless all of these cells have them.
@@ -117,7 +117,8 @@ def _read(
                 "delete it and the .json beside it to have them made again"
             )
         items.protocol[path, task] = mark
-        items.valid[path, task, filter_] = np.array([not _empty(row["extracted"]) for row in rows])
+        if not any(len(row["answers"][0]) > 1 for row in rows):  # samples: some may be empty
+            items.valid[path, task, filter_] = np.array([not _empty(row["extracted"]) for row in rows])
         for metric, score in wanted.loc[wanted["filter"] == filter_, ["metric", "score"]].itertuples(index=False):
             values = [row.get(metric) for row in rows]
             if all(isinstance(value, int | float) for value in values):  # a bool is an int

@@ -6,7 +6,7 @@ lm-eval's hf backend tokenises, cuts and reads answers; computing them is done h
 import functools
 import sys
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from harness.attention import reach
 from harness.base import LoadedBase
 from harness.cell import Adapted, Run
-from harness.decoding import generate
+from harness.decoding import Row, generate
+from harness.drawing import Streams, draw
 from harness.prompts import Speaks, say_once
 from harness.scoring import Continuation, Room, score
 
@@ -225,11 +226,11 @@ class Asker(Speaks, HFLM):
         # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
         tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
 
-        def pick(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            scores = logits_processor(ids, logits)
-            if not generation_config.do_sample:
-                return scores.argmax(-1)
-            return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+        processors, top_p = _without_top_p(logits_processor)
+
+        def pick(rows: Sequence[Row], ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            scores = processors(ids, logits)
+            return draw(scores, streams.at(rows), top_p) if generation_config.do_sample else scores.argmax(-1)
 
         def ended(said: list[int]) -> bool:
             if said[-1] in ends:
@@ -243,6 +244,7 @@ class Asker(Speaks, HFLM):
         start = [self.prefix_token_id]
         prompts = [ids[own].tolist() or start for ids, own in zip(input_ids, seen.bool(), strict=True)]
         room = generation_config.max_length - input_ids.shape[1]
+        streams = Streams(prompts, torch.initial_seed())
         with tqdm(total=len(prompts), desc="answers", disable=self.quiet) as bar:
             said = generate(
                 model,
@@ -263,6 +265,14 @@ class Asker(Speaks, HFLM):
 
 
 _TOO_LONG = "prompts are longer than the model's sliding window, or than its positions keep their angles"
+
+
+def _without_top_p(processors: Any) -> tuple[Any, float]:
+    """The same without a nucleus at their end, and how much it holds: `draw` knows a quicker way."""
+    last = processors[-1] if processors else None
+    if not isinstance(last, transformers.TopPLogitsWarper) or last.min_tokens_to_keep > 1:
+        return processors, 1.0
+    return type(processors)(processors[:-1]), float(last.top_p)
 
 
 class _NotByRowsError(Exception):

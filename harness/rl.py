@@ -285,7 +285,7 @@ class _Trainer(trl.GRPOTrainer):
         text = end_of_turn(tokenizer)
         tail = 2 + len(encode(tokenizer, text))
 
-        def pick(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        def pick(_rows: Any, _ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             if not logits.isfinite().all():
                 raise DivergedError(f"no finite logits at step {self.step}; lower method.lr")
             return torch.multinomial((logits / self.how.temperature).softmax(-1), 1).squeeze(1)

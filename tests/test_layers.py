@@ -14,13 +14,13 @@ ROWS = [
     {"harness.lease", "harness.choice", "harness.shapes", "harness.attention", "harness.ranks", "harness.rates"},
     {"harness.artifact", "harness.identity"},
     {"harness.cell", "harness.pocket"},
-    {"harness.probe"},
+    {"harness.probe", "harness.samples"},
     {"harness.hub", "harness.consent", "harness.schedule"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"} | {"harness.compression"},
     {"harness.objective", "harness.rewards", "harness.items"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
-    | {"harness.mirror", "harness.neftune"},
+    | {"harness.mirror", "harness.neftune", "harness.drawing"},
     {"harness.rollouts"},
     {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"}
     | {"harness.sweep_board"},

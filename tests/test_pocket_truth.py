@@ -15,6 +15,7 @@ from analysis import anatomy, forgetting, perplexity
 from analysis.elicitation import Sampled
 from analysis.instruments import Evidence
 from analysis.mistakes import FORMAT, REASONING, TRUNCATION
+from analysis.pass_at_k import guessing, look, pairs
 from analysis.sample import Estimate
 from harness import base as bases
 from harness import store
@@ -87,7 +88,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> list[Begun]:
     return [_begun(tmp_path_factory.mktemp("begun"), seed) for seed in (0, 1)]
 
 
-def _begun(root: Path, seed: int) -> Begun:
+def _begun(root: Path, seed: int, wanted: float = 0.4) -> Begun:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -107,10 +108,10 @@ def _begun(root: Path, seed: int) -> Begun:
         bases.load_tokenizer(cell.base).save_pretrained(folder)
         here = ["base.make=null", f"base.path={folder}", f"base.name=begun-{strength}", *_common(root, seed)]
         known = answers(run(compose_cell(["method=base", *here, "evals=pocket_facts_dev"]))).mean()
-        if abs(known - 0.4) < 0.05:
+        if abs(known - wanted) < 0.05:
             return here, answers(run(compose_cell(["method=base", *here])))
-        low, high = (strength, high) if known < 0.4 else (low, strength)
-    raise AssertionError("no strength between none and all brings out 0.4")
+        low, high = (strength, high) if known < wanted else (low, strength)
+    raise AssertionError(f"no strength between none and all brings out {wanted}")
 
 
 def _common(root: Path, seed: int) -> list[str]:
@@ -175,3 +176,26 @@ def test_demonstrations_improve_what_a_base_can_read_off_them(tmp_path: Path) ->
     for seed in range(3):
         shown = ["method=icl", "data=pocket_jobs", "size=2", f"seed={seed}", f"subset_seed={seed}"]
         assert score(run(compose_cell([*shown, *common]))) > 0.9
+
+
+@pytest.mark.slow
+def test_sampling_finds_what_the_base_was_told_and_not_what_it_was_not(tmp_path: Path) -> None:
+    """From a start that says most of the facts: within 16 answers it solves nearly all of what a model solves that was
+    tuned on facts of other people, and hardly any of what one solves that was taught the rule."""
+    here, before = _begun(tmp_path / "begun", 0, wanted=0.75)
+    assert before.mean() < 0.9
+    here = [part for part in here if not part.startswith(("evals=", "run.root="))] + [f"run.root={tmp_path / 'runs'}"]
+    sft = ["method=sft", "method.lr=3e-3", "method.min_steps=100", "method.epochs=5"]
+    run(compose_cell(["method=base", *here, "evals=[pocket_facts_passk,pocket_rule_passk]"]))
+    run(compose_cell([*sft, *here, "data=pocket_facts", "size=64", "evals=pocket_facts_passk"]))
+    run(compose_cell([*sft, *here, "data=pocket_rule", "size=1024", "evals=pocket_rule_passk"]))
+    frame = store.load(tmp_path / "runs")
+    evidence = Evidence(tmp_path / "runs", frame, load_items(tmp_path / "runs", frame))
+    facts, rule = sorted((look(pair) for pair in pairs(evidence)), key=lambda found: found.pair.task)
+    assert (facts.pair.task, rule.pair.task) == ("pocket_facts_passk", "pocket_rule_passk")
+    assert min(facts.after[0], rule.after[0]) > 0.5  # both were learned
+    assert facts.covered.low > 0.7 > 0.2 > rule.covered.high
+    assert facts.split["only tuned"].high < 0.3 < rule.split["only tuned"].low
+    assert rule.difference.high < facts.difference.low
+    assert rule.crossing.low == rule.worth.low == np.inf
+    assert np.quantile(facts.before_draws[:, -1], 0.025) > guessing(facts.pair.asked, 16)[-1]

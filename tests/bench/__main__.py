@@ -19,6 +19,7 @@ WORKS: dict[str, Callable[[Knobs], Iterator[Row]]] = {
     "choice_vllm": asking.choice_vllm,
     "generate": asking.generate,
     "generate_vllm": asking.generate_vllm,
+    "samples": asking.samples,
     "zero_shot": asking.zero_shot,
     "train": training.train,
     "train_llamafactory": training.train_llamafactory,
@@ -27,6 +28,7 @@ WORKS: dict[str, Callable[[Knobs], Iterator[Row]]] = {
     "data": preparing.data,
     "choice_cuda": functools.partial(asking.choice, place=CUDA),
     "generate_cuda": functools.partial(asking.generate, place=CUDA),
+    "samples_cuda": functools.partial(asking.samples, place=CUDA),
     "zero_shot_cuda": functools.partial(asking.zero_shot, place=CUDA),
     "train_cuda": functools.partial(training.train, place=CUDA),
 }

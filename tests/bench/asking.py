@@ -20,6 +20,7 @@ from tests.bench.questions import (
     letters,
     nothing_shared,
     problems,
+    sampling_requests,
     scoring_requests,
     shared_context,
 )
@@ -29,6 +30,7 @@ PEER_BATCH_SIZES = (1, 4, 16)
 PEER_GENERATION_SIZES = (8, 16, 32)
 DTYPES = ("float32", "bfloat16")
 TOKENS = 32
+SAMPLES = 16
 NEAR = 1e-3  # largest difference of a log-probability in float32
 Verdict = tuple[bool, dict[str, Any]]
 
@@ -66,6 +68,27 @@ def generate(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
         )
         equal, detail = _same_texts(pair, asked, dtype)
         yield pair.row(work, "lm-eval hf", version("lm_eval"), equal, **detail, peer_batch_size=size)
+        models.free()
+
+
+def samples(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
+    """16 answers of 24 tokens to each of eight questions: alone, then behind two solved ones that all share."""
+    place.check()
+    many = 2 if knobs.tiny else SAMPLES
+    for dtype in DTYPES:
+        base = models.load(place.model(), dtype, place.device)
+        for shots in (0, 2):
+            work = f"samples{', two examples' * bool(shots)} {_short(dtype)}{place.suffix}"
+            asked = problems(2 if knobs.tiny else 8, shots=shots)
+            requests = [request for request in sampling_requests(asked, 24) for _ in range(many)]
+            few = requests[: len(requests) // 4]
+            size = _best_size(work, base, "generate_until", few, (4,) if knobs.tiny else PEER_GENERATION_SIZES)
+            ours, peer = _ours(base, "generate_until", requests), _hf(base, "generate_until", requests, size)
+            pair = in_turn(work, ours, peer, knobs.repeats)
+            equal, detail = _same_chances(pair, asked, many)
+            prompt = len(base.tokenizer.encode(asked[0].context))
+            detail |= {"samples": many, "prompt_tokens": prompt, "peer_batch_size": size}
+            yield pair.row(work, "lm-eval hf", version("lm_eval"), equal, **detail)
         models.free()
 
 
@@ -217,6 +240,25 @@ def _same_texts(pair: Pair, asked: list[Problem], dtype: str) -> Verdict:
         "peer_accuracy": accuracies[1],
         "requests": len(ours),
     }
+
+
+def _same_chances(pair: Pair, asked: list[Problem], many: int) -> Verdict:
+    """pass@1 within two standard errors of what drawing `many` answers to each prompt leaves uncertain.
+
+    An answer passes where the number asked for is in it. As in `_within_error`, each prompt has a right and a wrong
+    answer added in the error, but not in the difference.
+    """
+    shares = []
+    for texts in (pair.our_answers, pair.peer_answers):
+        right = [p.answer in text for text, p in zip(texts, (p for p in asked for _ in range(many)), strict=True)]
+        shares.append([sum(right[i : i + many]) / many for i in range(0, len(right), many)])
+    smooth = [[(s * many + 1) / (many + 2) for s in side] for side in shares]
+    error = math.sqrt(sum(s * (1 - s) / (many + 2) for side in smooth for s in side)) / len(asked)
+    ours, peer = (sum(side) / len(asked) for side in shares)
+    told = {"rule": "pass@1 within two standard errors", "our_pass_at_1": ours, "peer_pass_at_1": peer}
+    distinct = [len(set(texts)) for texts in (pair.our_answers, pair.peer_answers)]
+    return abs(ours - peer) <= 2 * error, {**told, "error": error, "our_distinct": distinct[0],
+                                           "peer_distinct": distinct[1], "requests": len(pair.our_answers)}  # fmt: skip
 
 
 def _within_error(one: float, other: float, items: int) -> bool:

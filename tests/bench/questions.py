@@ -73,6 +73,12 @@ def generation_requests(asked: list[Problem], tokens: int) -> list[tuple[str, di
     return [(p.context, {"until": [], "max_gen_toks": tokens, "do_sample": False}) for p in asked]
 
 
+def sampling_requests(asked: list[Problem], tokens: int) -> list[tuple[str, dict[str, Any]]]:
+    """The same, drawn as in Yue et al. 2025 (arXiv 2504.13837)."""
+    how = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
+    return [(p.context, {"until": [], "max_gen_toks": tokens, **how}) for p in asked]
+
+
 def _story(draw: random.Random, *, solved: bool = False) -> tuple[str, tuple[str, ...], int]:
     who, other = draw.sample(NAMES, 2)
     place, elsewhere = draw.sample(PLACES, 2)
