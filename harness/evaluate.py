@@ -67,6 +67,7 @@ def check(name: str, task: Task) -> None:
     given = {f"{metric}/{f.name}" for m in members for metric in getattr(m, "_metric_fn_list", {}) for f in m._filters}
     if task.probe:
         _probe(name, task).check(name, task)
+        load_task(name, _probe(name, task).asks(replace(task, probe=None)))
     elif task.headline and given and task.headline not in given:
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
 
@@ -117,9 +118,15 @@ def evaluate(
     started = time.perf_counter()
     if not task.probe:
         return _ask(base, adapted, name, task, run)
-    plain = replace(task, probe=None, headline=None)
-    ask = functools.partial(_ask, base, name=name, task=plain, run=run, prompts=True)
-    measured = _probe(name, task).measure(Asking(base, adapted, name, plain, run, ask, examples))
+    probe = _probe(name, task)
+    plain = probe.asks(replace(task, probe=None, headline=None))
+    asking = Asking(
+        base, adapted, name, plain, run,
+        ask=functools.partial(_ask, base, name=name, task=plain, run=run, prompts=True),
+        read=functools.partial(_read, base, name=name, task=plain, run=run),
+        examples=examples,
+    )  # fmt: skip
+    measured = probe.measure(asking)
     return {
         "scores": measured.scores(task.headline),
         "samples": measured.samples,
@@ -143,8 +150,9 @@ def _ask(
 
     Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
     (one for each item and filter: answer as given and as extracted, target, of a written answer whether it was `cut` at
-    the most tokens it may have; with `prompts`, the prompts too, as the model was given them), ``truncated_prompts``
-    (how many lost their beginning, being longer than the model's context), ``identity``, ``seconds``.
+    the most tokens it may have; with `prompts`, the prompts too, as the model was given them, and the very `tokens` of
+    prompt and answer, None where they are not known), ``truncated_prompts`` (how many lost their beginning, being longer
+    than the model's context), ``identity``, ``seconds``.
     """
     import lm_eval.evaluator
     import numpy
@@ -157,6 +165,7 @@ def _ask(
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(0)  # sampled generation, where a task asks for it
     lm = _backend(base, adapted, task, run)
+    lm.spoken = {} if prompts else None
     plain = "" if task.chat else as_plain_text(adapted.demonstrations)
     with _opened_with(loaded, plain):
         results = lm_eval.evaluator.evaluate(
@@ -172,7 +181,7 @@ def _ask(
     return {
         "scores": _scores(name, task, results),
         "samples": [
-            _sample(m, loaded["tasks"][m], row, prompts) for m, rows in results["samples"].items() for row in rows
+            _sample(m, loaded["tasks"][m], row, lm.spoken) for m, rows in results["samples"].items() for row in rows
         ],
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
@@ -205,19 +214,36 @@ def _backend(base: LoadedBase, adapted: Adapted, task: Task, run: Run) -> Any:
 
 def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -> str:
     """The text of the first item as the model is asked it."""
+    return next(iter(_prompts(tokenizer, demonstrations, name, task, limit=1).values()))
+
+
+def _prompts(
+    tokenizer: Any, demonstrations: Shown, name: str, task: Task, limit: int | None
+) -> dict[tuple[str, int], str]:
+    """The first text that the model is asked of each item, by (task, item)."""
     from harness.prompts import Prompter, as_plain_text
 
     loaded = load_task(name, task)
+    asked: dict[tuple[str, int], str] = {}
     with _opened_with(loaded, "" if task.chat else as_plain_text(demonstrations)):
-        member = next(iter(loaded["tasks"].values()))
-        member.build_all_requests(
-            limit=1,
-            apply_chat_template=task.chat,
-            fewshot_as_multiturn=task.chat,
-            chat_template=Prompter(tokenizer, demonstrations).apply_chat_template if task.chat else None,
-            tokenizer_name="",
-        )
-        return member.instances[0].args[0]
+        for member, task_object in loaded["tasks"].items():
+            task_object.build_all_requests(
+                limit=limit,
+                apply_chat_template=task.chat,
+                fewshot_as_multiturn=task.chat,
+                chat_template=Prompter(tokenizer, demonstrations).apply_chat_template if task.chat else None,
+                tokenizer_name="",
+            )
+            for request in task_object.instances:
+                asked.setdefault((member, request.doc_id), request.args[0])
+    return asked
+
+
+def _read(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run) -> dict[tuple[str, int], list[int]]:
+    """The tokens of each item's prompt, by (task, item), as `_ask` would give them to this model; none is asked."""
+    lm = _backend(base, adapted, task, run)
+    prompts = _prompts(base.tokenizer, adapted.demonstrations, name, task, task.limit)
+    return {item: lm.tok_batch_encode([prompt])[0][0].tolist() for item, prompt in prompts.items()}
 
 
 _loaded: dict[str, "TaskDict"] = {}
@@ -232,7 +258,7 @@ def load_task(name: str, task: Task) -> "TaskDict":
         _loaded[key] = _build(name, task)
         for member in _loaded[key]["tasks"].values() if task.generation else ():
             if member.OUTPUT_TYPE != "generate_until":
-                raise HarnessError(f"evals.{name}.generation is for tasks in which the model writes; leave it out")
+                raise HarnessError(f"evals.{name}: generation (a probe's too) is for tasks in which the model writes")
             member.set_config("generation_kwargs", {**member.config.generation_kwargs, **task.generation})
     for member in _loaded[key]["tasks"].values():
         if task.num_fewshot is not None:
@@ -361,9 +387,10 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
     return scores
 
 
-def _sample(name: str, member: Any, sample: dict[str, Any], prompts: bool) -> dict[str, Any]:
+def _sample(name: str, member: Any, sample: dict[str, Any], spoken: dict[str, Any] | None) -> dict[str, Any]:
     """One item under one filter. The prompt is kept by its hash: `harness show` writes it out again."""
-    shown = {"prompts": [request[0] for request in sample["arguments"]]} if prompts else {}
+    prompts = [request[0] for request in sample["arguments"]]
+    shown = {} if spoken is None else {"prompts": prompts, "tokens": [spoken.get(prompt) for prompt in prompts]}
     column = (member.config.metadata or {}).get("cluster")
     cut = [answer.cut for answers in sample["resps"] for answer in answers if hasattr(answer, "cut")]
     return (
