@@ -9,6 +9,7 @@ KINDS = {
     "n": "number",
     "p": "punctuation or symbol",
     "s": "white space",
+    "b": "part of a character",
     "e": "end of turn or special",
 }
 
@@ -31,20 +32,22 @@ def pieces(tokenizer: Any, before: int, ids: list[int]) -> list[str]:
 
 
 def kinds(ids: list[int], texts: list[str], special: Collection[int]) -> str:
-    """A letter of `KINDS` for each token. Letters that follow a letter or figure go on with a word."""
-    found, before = "", ""
+    """A letter of `KINDS` for each token. Letters behind a letter or figure go on with a word."""
+    found, inside = "", False
     for token, piece in zip(ids, texts, strict=True):
         if token in special:
             kind = "e"
         elif not piece.strip():
             kind = "s"
+        elif "\ufffd" in piece:
+            kind = "b"
         elif any(character.isdigit() for character in piece):
             kind = "n"
         elif not any(character.isalpha() for character in piece):
             kind = "p"
         else:
-            kind = "c" if before.isalnum() and not piece[0].isspace() else "w"
-        before = "" if kind == "e" else (piece or before)[-1:]
+            kind = "c" if inside and not piece[0].isspace() else "w"
+        inside = kind == "b" or (kind != "e" and piece[-1:].isalnum())
         found += kind
     return found
 

@@ -174,7 +174,8 @@ def _sample(
 ) -> dict[str, Any]:
     """One item: its values, and of every token of the answer its text, kind, rank, KL and log-probability.
 
-    ``tops`` has the base's first choice of each token that is not it; ``right`` the tokens that say the target.
+    ``tops`` has the base's first choice where the token is another; ``right`` the numbers of the tokens that say the
+    target; ``retraced`` how many of them all the tuned model finds most likely when it reads them again.
     """
     texts = pieces(tokenizer, before, answer)
     last = [before, *answer]
@@ -196,6 +197,7 @@ def _sample(
         "logprobs": [_short(x) for x in found.logprobs],
         "tops": tops,
         "right": saying(texts, row["target"]),
+        "retraced": sum(rank == 1 for rank in found.own),
     }
 
 
