@@ -2,7 +2,8 @@
 
 Shares are of tokens, as the paper's (URIAL, Lin et al. 2023, arXiv 2312.01552), not means of items' shares. Their
 intervals are over items, resampled with all their tokens (`analysis.sample.resample`), the runs of a size together;
-near 0 and 1 they are made up to Agresti and Coull's by the number of items, as everywhere on the page.
+near 0 and 1 they are made up to Agresti and Coull's by the number of items, as everywhere on the page, less as an
+item's tokens go their own ways.
 """
 
 from collections import Counter, defaultdict
@@ -76,12 +77,18 @@ class Read:
         drawn = means[:, 1:] / np.maximum(means[:, :1], 1e-12)
         noise = np.random.default_rng(having).standard_normal(DRAWS)
         for k in range(len(SHARES)):
-            point = Point(values[k : k + 1], np.nan, having)
-            drawn[:, k] = (drawn[:, k] + np.sqrt(point.made_up) * noise).clip(0, 1)
+            extra = Point(values[k : k + 1], np.nan, having).made_up * _alike(values[k], drawn[:, k].var(), having)
+            drawn[:, k] = (drawn[:, k] + np.sqrt(extra) * noise).clip(0, 1)
         return Shares(int(total[0]), *(Estimate.of(v, d) for v, d in zip(values, drawn.T, strict=True)))
 
     def longest(self) -> int:
         return max(len(row["ranks"]) for run in self.runs for row in run)
+
+
+def _alike(share: float, variance: float, items: int) -> float:
+    """How far the tokens of an item go together, 1 for wholly: a share of 0 or 1 each."""
+    single = share * (1 - share) / items
+    return min(variance / single, 1.0) if single else 1.0
 
 
 def _sums(row: dict[str, Any], picked: Iterable[int]) -> list[float]:

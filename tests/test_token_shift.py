@@ -174,9 +174,12 @@ def test_how_it_is_computed_changes_nothing(tuned: Any, shift: Task, monkeypatch
     base.__dict__["attends_by_rows"] = False
     rows: list[int] = []
     forward = logits.AnswerLogits._forward
-    monkeypatch.setattr(
-        logits.AnswerLogits, "_forward", lambda s, m, n, lay: rows.append(len(n)) or forward(s, m, n, lay)
-    )
+
+    def counted(self: Any, model: Any, numbers: Any, layout: Any) -> Any:
+        rows.append(len(numbers))
+        return forward(self, model, numbers, layout)
+
+    monkeypatch.setattr(logits.AnswerLogits, "_forward", counted)
     assert alike(measure(shift), plain)
     assert set(rows) == {1}
 
@@ -195,11 +198,11 @@ def test_what_makes_an_answer_less_likely_is_off(tuned: Any, shift: Task) -> Non
 
 def test_what_cannot_be_measured_is_refused(tuned: Any, shift: Task, choice_task: Any) -> None:
     base, adapted, measure = tuned
-    with pytest.raises(HarnessError, match="evals.quiz: vllm keeps the tokens to itself"):
+    with pytest.raises(HarnessError, match=r"evals\.quiz: vllm keeps the tokens to itself"):
         measure(shift, eval_backend="vllm")
     with pytest.raises(HarnessError, match="cannot lend the untouched base"):
         evaluate.evaluate(base, Adapted(adapted.model), "quiz", shift, Run())
-    with pytest.raises(HarnessError, match="evals.quiz.at: token shift needs the base"):
+    with pytest.raises(HarnessError, match=r"evals\.quiz\.at: token shift needs the base"):
         evaluate.check("quiz", replace(shift, at=[0.5]))
     with pytest.raises(HarnessError, match="for tasks in which the model writes"):
         evaluate.check("quiz", choice_task(probe=PROBE))
