@@ -21,8 +21,7 @@ from analysis.points import brief, telling
 from analysis.sample import DRAWS, Estimate, Point, resample
 from analysis.style import DASHES, INK, PALETTES, PAPER, Look, frame, handle, legend
 from harness.items import Asked, answers
-from harness.probes.pieces import KINDS
-from harness.probes.token_shift import MARGINAL, SHARES
+from harness.pieces import KINDS, MARGINAL, SHARES
 
 TITLE = "Would the base have written the same tokens?"
 ABSENT = (
@@ -265,7 +264,7 @@ def _listed(last: list[Read]) -> Table:
         shown[t["task"], t["curve"]] += 1
         if shown[t["task"], t["curve"]] <= MOST:
             counts = f"{t['shifted']:,} of {t['times']:,}"
-            would = f"{_visible(t['base_would'])} ({t['base_would_times']:,} times)"
+            would = f"{_visible(t['base_would'])} ({t['base_would_times']:,} of {t['shifted']:,})"
             rows.append((t["task"], t["curve"], _visible(t["token"]), counts, would))
     columns = ("task", "model", "token", "shifted, of all times", "the base's first choice there, most often")
     return Table(

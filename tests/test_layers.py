@@ -18,9 +18,9 @@ ROWS = [
     {"harness.hub", "harness.consent", "harness.schedule"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"} | {"harness.compression"},
-    {"harness.objective", "harness.rewards", "harness.items"},
+    {"harness.objective", "harness.rewards", "harness.items", "harness.pieces"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
-    | {"harness.mirror", "harness.neftune"},
+    | {"harness.mirror", "harness.neftune", "harness.logits"},
     {"harness.rollouts"},
     {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"}
     | {"harness.sweep_board"},

@@ -21,8 +21,8 @@ from harness.methods.icl import InContext
 from harness.methods.recipe import Recipe, Stage
 from harness.methods.sft import Sft
 from harness.methods.sft_full import SftFull
+from harness.pieces import kinds, pieces, saying
 from harness.pocket.tokenizer import build_tokenizer
-from harness.probes.pieces import kinds, pieces, saying
 from harness.run import subset_of
 from harness.tuning import Lora
 from tests.conftest import ITEMS, attempt, save_tiny

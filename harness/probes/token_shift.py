@@ -19,18 +19,16 @@ from typing import TYPE_CHECKING, Any
 from harness import ranks
 from harness.cell import Task
 from harness.errors import HarnessError
+from harness.pieces import kinds, pieces, saying, shares
 from harness.probe import Asking, Measured, Probe
-from harness.probes.pieces import kinds, pieces, saying
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.logits import AnswerLogits
 
-MARGINAL = 3  # the last rank that is not shifted
 CHUNK = 64  # answer tokens whose whole distributions are float32 at once
 GREEDY = {"do_sample": False, "temperature": 0.0, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-SHARES = ("unshifted", "marginal", "shifted")
 
 
 @dataclass(frozen=True)
@@ -199,13 +197,6 @@ def _sample(
         "right": saying(texts, row["target"]),
         "retraced": sum(rank == 1 for rank in found.own),
     }
-
-
-def shares(ranks: Sequence[int]) -> dict[str, float]:
-    """Of ranks, which shares are unshifted, marginal and shifted."""
-    first, some = sum(r == 1 for r in ranks), sum(r <= MARGINAL for r in ranks)
-    counts = (first, some - first, len(ranks) - some)
-    return dict(zip(SHARES, [count / len(ranks) for count in counts], strict=True))
 
 
 def _about(samples: list[dict[str, Any]], compared: list[Compared]) -> dict[str, Any]:

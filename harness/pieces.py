@@ -1,6 +1,9 @@
-"""What the tokens of an answer are as text, and of what kind; which of them say the right answer. No torch here."""
+"""What the tokens of an answer are as text, and of what kind; which say the right answer; what ranks are called.
 
-from collections.abc import Collection
+No torch here.
+"""
+
+from collections.abc import Collection, Sequence
 from typing import Any
 
 KINDS = {
@@ -12,6 +15,15 @@ KINDS = {
     "b": "part of a character",
     "e": "end of turn or special",
 }
+SHARES = ("unshifted", "marginal", "shifted")  # rank 1, up to `MARGINAL`, above (arXiv 2312.01552, section 2)
+MARGINAL = 3
+
+
+def shares(ranks: Sequence[int]) -> dict[str, float]:
+    """Of ranks, which shares are unshifted, marginal and shifted."""
+    first, some = sum(r == 1 for r in ranks), sum(r <= MARGINAL for r in ranks)
+    counts = (first, some - first, len(ranks) - some)
+    return dict(zip(SHARES, [count / len(ranks) for count in counts], strict=True))
 
 
 def pieces(tokenizer: Any, before: int, ids: list[int]) -> list[str]:
