@@ -258,7 +258,8 @@ def load_task(name: str, task: Task) -> "TaskDict":
         _loaded[key] = _build(name, task)
         for member in _loaded[key]["tasks"].values() if task.generation else ():
             if member.OUTPUT_TYPE != "generate_until":
-                raise HarnessError(f"evals.{name}: generation (a probe's too) is for tasks in which the model writes")
+                why = "is for tasks in which the model writes, and so is a probe that sets it; leave it out"
+                raise HarnessError(f"evals.{name}.generation {why}")
             member.set_config("generation_kwargs", {**member.config.generation_kwargs, **task.generation})
     for member in _loaded[key]["tasks"].values():
         if task.num_fewshot is not None:
