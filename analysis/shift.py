@@ -178,7 +178,7 @@ def _nats(estimate: Estimate) -> str:
 def _lines(one: Read) -> list[str]:
     every = one.shares()
     assert every is not None
-    size = f", {one.size:,} examples" if one.size else ""
+    size = f", {one.size:,} example{'s' * (one.size > 1)}" if one.size else ""
     said = [
         f"{one.task}, {one.name}{size}: of {every.tokens:,} tokens {_percent(every.unshifted)} are the base's own "
         f"first choice, {_percent(every.marginal)} its second or third, and {_percent(every.shifted)} are shifted."
@@ -195,10 +195,10 @@ def _lines(one: Read) -> list[str]:
             f"{_percent(right.unshifted)} itself."
         )
     again = sum(row["retraced"] for run in one.runs for row in run) / every.tokens
-    if again < 0.99:
+    if again < 0.999:
         said.append(
-            f"{one.task}, {one.name}: read again, only {again:.1%} of the tokens are the tuned model's own first "
-            "choice. So far its number format rounds; shares are no surer than that. base.dtype=float32 mends it."
+            f"{one.task}, {one.name}: the tuned model itself, reading again, has {again:.1%} of the tokens as its "
+            "first choice; the rest its number format rounds away, and ranks are no surer. base.dtype=float32 mends it."
         )
     return said
 
