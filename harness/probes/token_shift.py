@@ -59,8 +59,6 @@ class TokenShift(Probe):
     def measure(self, asking: Asking) -> Measured:
         if asking.run.eval_backend == "vllm":
             raise HarnessError(f"evals.{asking.name}: vllm keeps the tokens to itself; set run.eval_backend=shared")
-        if asking.adapted.untouched is None:
-            raise HarnessError(f"evals.{asking.name}: this method cannot lend the untouched base, so no shift is told")
         asked = _once_an_item(asking.ask(asking.adapted)["samples"])
         prompts, answers = [row["tokens"][0][0] for row in asked], [row["tokens"][0][1] for row in asked]
         theirs = prompts
@@ -96,15 +94,14 @@ def compare(
     import torch
     from tqdm import tqdm
 
+    from harness.attention import fits
     from harness.logits import AnswerLogits
     from harness.scoring import Continuation, Room
 
-    assert asking.adapted.untouched is not None
+    with asking.base.untouched() as base:  # of method=given another model, perhaps of another architecture
+        by_rows = asking.base.attends_by_rows and fits(base)
     both = [
-        AnswerLogits(
-            [Continuation(p + a, len(a)) for p, a in zip(side, answers, strict=True)],
-            by_rows=asking.base.attends_by_rows,
-        )
+        AnswerLogits([Continuation(p + a, len(a)) for p, a in zip(side, answers, strict=True)], by_rows=by_rows)
         for side in (prompts, theirs)
     ]
     room, found = Room(asking.run.tokens_per_pass), dict[int, Compared]()
@@ -135,9 +132,8 @@ def _pack(waiting: list[int], length: Callable[[int], int], most: int) -> list[i
 def _pass(asking: Asking, both: "list[AnswerLogits]", pack: list[int], most: int) -> list[Compared]:
     import torch
 
-    assert asking.adapted.untouched is not None
     tuned = both[0].of(asking.adapted.model, pack, most)
-    with asking.adapted.untouched() as base:
+    with asking.base.untouched() as base:
         original = both[1].of(base, pack, most)
     if tuned.shape != original.shape:
         raise HarnessError(
