@@ -1,9 +1,10 @@
 """Token-distribution shift: how much of what the tuned model writes the base would have written itself.
 
 Shares are of tokens, as the paper's (URIAL, Lin et al. 2023, arXiv 2312.01552), not means of items' shares. Their
-intervals are over items, resampled with all their tokens (`analysis.sample.resample`), the runs of a size together;
-near 0 and 1 they are made up to Agresti and Coull's by the number of items, as everywhere on the page, less as an
-item's tokens go their own ways.
+intervals are over items, resampled with all their tokens (`analysis.sample.resample`), and over the runs of a size, as
+`analysis.sample` has them: what is in their mean square beyond answering each item anew, drawn from its inverse
+chi-square. Near 0 and 1 they are made up to Agresti and Coull's by the number of items, as everywhere on the page, less
+as an item's tokens go their own ways.
 """
 
 from collections import Counter, defaultdict
@@ -64,8 +65,8 @@ class Read:
 
     def shares(self, pick: Pick = lambda row: range(len(row["ranks"]))) -> Shares | None:
         """None where no token is picked."""
-        sums = sum(np.array([_sums(row, pick(row)) for row in run]) for run in self.runs)
-        assert isinstance(sums, np.ndarray)  # [n, 5]: tokens, three kinds of them, nats
+        runs = np.array([[_sums(row, pick(row)) for row in run] for run in self.runs])
+        sums = runs.sum(axis=0)
         total = sums.sum(axis=0)
         if not total[0]:
             return None
@@ -74,14 +75,28 @@ class Read:
             return Shares(int(total[0]), *(Estimate(float(value)) for value in values))
         means = resample(self.asked, sums, DRAWS)
         drawn = means[:, 1:] / np.maximum(means[:, :1], 1e-12)
-        noise = np.random.default_rng(having).standard_normal(DRAWS)
+        rng = np.random.default_rng(having)
+        noise = rng.standard_normal(DRAWS)
         for k in range(len(SHARES)):
             extra = Point(values[k : k + 1], np.nan, having).made_up * _alike(values[k], drawn[:, k].var(), having)
-            drawn[:, k] = (drawn[:, k] + np.sqrt(extra) * noise).clip(0, 1)
+            drawn[:, k] += np.sqrt(extra) * noise
+        drawn = (drawn + _noise_of_runs(runs, values, rng)).clip(0, [1, 1, 1, np.inf])
         return Shares(int(total[0]), *(Estimate.of(v, d) for v, d in zip(values, drawn.T, strict=True)))
 
     def longest(self) -> int:
         return max(len(row["ranks"]) for run in self.runs for row in run)
+
+
+def _noise_of_runs(runs: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[draws, 4] that the ratios `values` [4] have of K runs, `runs` [K, n, 5] as by `_sums`; 0 of one run."""
+    count, items, _ = runs.shape
+    if count == 1:
+        return np.zeros((DRAWS, len(values)))
+    apart = (runs[..., 1:] - values * runs[..., :1]) / runs[..., 0].mean()  # linearised: their mean is a run's distance
+    mine = [Point(x.mean(axis=1), np.nan, items, x, proportion=False) for x in np.moveaxis(apart, 2, 0)]
+    squares = np.array([point.runs.var(ddof=1) for point in mine]) * (count - 1) / rng.chisquare(count - 1, (DRAWS, 1))
+    own = np.maximum(squares - [point.rest for point in mine], 0) / count
+    return rng.standard_normal((DRAWS, 1)) * np.sqrt(own)
 
 
 def _alike(share: float, variance: float, items: int) -> float:
@@ -91,6 +106,7 @@ def _alike(share: float, variance: float, items: int) -> float:
 
 
 def _sums(row: dict[str, Any], picked: Iterable[int]) -> list[float]:
+    """Of an item's picked tokens how many, how many of each of `SHARES`, nats."""
     ranks, kls = row["ranks"], row["kls"]
     at = list(picked)
     first, some = sum(ranks[i] == 1 for i in at), sum(ranks[i] <= MARGINAL for i in at)
@@ -114,16 +130,18 @@ def section(evidence: Evidence) -> Section:
 
 READING = (
     "The divergence of the base's next-token distribution from the tuned model's (nats), averaged over the tokens at "
-    "each place of the answers, with 95% bands over items. High at first and low after: the tuning sets how an answer "
-    "begins, and the base goes on by itself."
+    "each place of the answers, with 95% bands over items and runs. High at first and low after: the tuning sets how "
+    "an answer begins, and the base goes on by itself."
 )
 
 
 def read(evidence: Evidence) -> list[Read]:
     """Every curve at every size, the untouched base left out, which reads its own tokens."""
-    rows = evidence.of_probe("TokenShift")
+    rows = evidence.of_probe("TokenShift").dropna(subset=["score"])
     rows = telling(rows[rows["method"] != "base"])
-    rows = rows[[*LINE, "size", "eval_fingerprint", "path"]].drop_duplicates()
+    rows = rows.drop_duplicates(
+        [*LINE, "size", "eval_fingerprint", "seed", "subset_seed"]
+    )  # a run seen from two sweeps
     found = []
     for key, cells in rows.groupby([*LINE, "size", "eval_fingerprint"], sort=True):
         base, data, method, variant, task, size, mark = key
@@ -218,8 +236,8 @@ def _overall(found: list[Read]) -> Table:
         "Tokens of the greedy answer by the rank that the base gives them",
         ("task", "model", "examples", *COLUMNS),
         (*ours, *theirs),
-        "95% intervals over items. Published: Lin et al. 2023, arXiv 2312.01552. Answers of many hundred tokens have "
-        "few that set the form; of short ones most do, so compare shares of one task only.",
+        "95% intervals over items and runs. Published: Lin et al. 2023, arXiv 2312.01552. Answers of many hundred "
+        "tokens have few that set the form; of short ones most do, so compare shares of one task only.",
     )
 
 

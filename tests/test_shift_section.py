@@ -72,6 +72,35 @@ def test_a_long_answer_counts_by_its_tokens_and_hangs_together() -> None:
     assert got.unshifted.high - got.unshifted.low == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
+def test_intervals_hold_what_fresh_runs_would_give_and_are_no_wider_where_runs_agree() -> None:
+    rng, held, wider = np.random.default_rng(2), 0, []
+    for _ in range(100):
+        chances = 0.6 + rng.normal(0, 0.1, 60)
+        apart = of(*(wrote(chances + moved, rng) for moved in rng.normal(0, 0.08, 4))).shares()
+        assert apart is not None
+        held += apart.unshifted.holds(0.6)
+        runs = [wrote(chances, rng) for _ in range(4)]
+        several, one = (
+            of(*runs).shares(),
+            of([line([x for ranks in r for x in ranks]) for r in zip(*map(ranks_of, runs), strict=True)]).shares(),
+        )
+        assert several is not None
+        assert one is not None
+        assert several.unshifted.value == pytest.approx(one.unshifted.value)
+        wider.append((several.unshifted.high - several.unshifted.low) / (one.unshifted.high - one.unshifted.low))
+    assert held >= 88  # over items alone intervals are 0.28 times as wide, and hold it in 68 of 100
+    assert np.median(wider) < 1.25
+
+
+def wrote(chances: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """A run's answers of ten tokens, unshifted by each item's chance."""
+    return [line(np.where(rng.random(10) < p, 1, 9).tolist()) for p in chances]
+
+
+def ranks_of(run: list[dict[str, Any]]) -> list[list[int]]:
+    return [row["ranks"] for row in run]
+
+
 def test_all_of_few_is_no_certainty_and_fewer_have_no_interval() -> None:
     all_alike = of([line([1, 1]) for _ in range(20)]).shares()
     assert all_alike is not None
