@@ -74,9 +74,9 @@ Instrument = Callable[[Evidence], Section]
 
 def instruments() -> tuple[Instrument, ...]:
     """In the page's order."""
-    from analysis import anatomy, bits, forgetting, pass_at_k, perplexity  # each imports what stands above
+    from analysis import anatomy, bits, forgetting, pass_at_k, perplexity, shift  # each imports what stands above
 
-    return (pass_at_k.section, anatomy.section, perplexity.section, forgetting.section, bits.section)
+    return (pass_at_k.section, shift.section, anatomy.section, perplexity.section, forgetting.section, bits.section)
 
 
 def sections(evidence: Evidence) -> list[Section]:

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,8 +36,17 @@ class LoadedBase:
     tokenizer: "PreTrainedTokenizerBase"
 
     def __post_init__(self) -> None:
-        # A context with the base's own model, whatever has been trained on it: who trains it says how.
+        # A context with the cell's own base, whatever has been made of it; who changes it says how by `lends`.
         self.untouched: Callable[[], AbstractContextManager[Any]] = lambda: nullcontext(self.model)
+
+    @contextmanager
+    def lends(self, how: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Let this be how the untouched base is had, for as long as the context lasts."""
+        before, self.untouched = self.untouched, how
+        try:
+            yield
+        finally:
+            self.untouched = before
 
     @functools.cached_property
     def attends_by_rows(self) -> bool:
@@ -164,36 +173,40 @@ _resident: dict[str, LoadedBase] = {}
 
 def load(base: Base, device: str = "auto") -> LoadedBase:
     """The base in memory. One stays resident; asking for another one first frees it."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     key = fingerprint([dataclasses.asdict(base), device])
     if key not in _resident:
         _resident.clear()
-        tokenizer = load_tokenizer(base)
-        dtype = getattr(torch, base.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
-        place = ranks.device() if device == "auto" else device
-        check_quantize(base)
-        with ranks.in_turn():
-            model = AutoModelForCausalLM.from_pretrained(
-                **place_of(base), dtype=dtype, **_quantized(base, dtype, place)
-            )
-            if ranks.sharded():
-                ranks.shard(model, place)
-            elif not base.quantize:
-                model.to(place)  # type: ignore[arg-type]
-        if base.quantize:
-            _keep_gradients(model)
-        elif base.gguf_file and (reader := cast(Any, model).hf_quantizer):  # whose weights are plain numbers by now
-            reader.remove_quantization_config(model)
-        model.eval().requires_grad_(False)
-        # Generation must end where a learned turn ends, also for bases whose own eos is another token.
-        model.generation_config.eos_token_id = stop_ids(tokenizer)
-        _resident[key] = LoadedBase(base, model, tokenizer)
-        _resident[key].attends_by_rows  # noqa: B018  tried now, while nothing has been trained on it
+        _resident[key] = read(base, device)
     return _resident[key]
+
+
+def read(base: Base, device: str = "auto") -> LoadedBase:
+    """The base in memory, beside whichever is resident."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(base)
+    dtype = getattr(torch, base.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise HarnessError(f"base.dtype={base.dtype!r} is not a torch dtype; use bfloat16, float32 or float16")
+    place = ranks.device() if device == "auto" else device
+    check_quantize(base)
+    with ranks.in_turn():
+        model = AutoModelForCausalLM.from_pretrained(**place_of(base), dtype=dtype, **_quantized(base, dtype, place))
+        if ranks.sharded():
+            ranks.shard(model, place)
+        elif not base.quantize:
+            model.to(place)  # type: ignore[arg-type]
+    if base.quantize:
+        _keep_gradients(model)
+    elif base.gguf_file and (reader := cast(Any, model).hf_quantizer):  # whose weights are plain numbers by now
+        reader.remove_quantization_config(model)
+    model.eval().requires_grad_(False)
+    # Generation must end where a learned turn ends, also for bases whose own eos is another token.
+    model.generation_config.eos_token_id = stop_ids(tokenizer)
+    loaded = LoadedBase(base, model, tokenizer)
+    loaded.attends_by_rows  # noqa: B018  tried now, while nothing has been trained on it
+    return loaded
 
 
 def forget() -> None:

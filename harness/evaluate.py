@@ -1,4 +1,4 @@
-"""Scores of a model on a task, by lm-eval: the only file that calls it.
+"""Scores of a model on a task, by lm-eval: the only file that calls its evaluator.
 
 lm-eval builds the prompts, filters the answers and computes metrics and standard errors; base and tuned models come
 through the same call. Its response cache is never used: the cache's key leaves the model out.
@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
-import logging
 import random
 import sys
 import time
@@ -23,14 +22,12 @@ from harness import samples
 from harness.artifact import Artifact, local, sha256_file
 from harness.base import LoadedBase
 from harness.cell import EVALUATION_SEMANTICS, Adapted, Run, Shown, Task
-from harness.consent import refuse_code
-from harness.data.rows import read_file
 from harness.errors import HarnessError
 from harness.identity import fingerprint
 from harness.probe import Asking, Probe
+from harness.tasks import build, check_consent
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -70,6 +67,7 @@ def check(name: str, task: Task) -> None:
     given = {f"{x}/{f.name}" for m in members for x in passes or getattr(m, "_metric_fn_list", {}) for f in m._filters}
     if task.probe:
         _probe(name, task).check(name, task)
+        load_task(name, _probe(name, task).asks(replace(task, probe=None)))
     elif task.headline and given and samples.headline(task) not in given:
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {sorted(given)}")
 
@@ -123,9 +121,15 @@ def evaluate(
     started = time.perf_counter()
     if not task.probe:
         return _ask(base, adapted, name, task, run)
-    plain = replace(task, probe=None, headline=None)
-    ask = functools.partial(_ask, base, name=name, task=plain, run=run, prompts=True)
-    measured = _probe(name, task).measure(Asking(base, adapted, name, plain, run, ask, examples))
+    probe = _probe(name, task)
+    plain = probe.asks(replace(task, probe=None, headline=None))
+    asking = Asking(
+        base, adapted, name, plain, run,
+        ask=functools.partial(_ask, base, name=name, task=plain, run=run, prompts=True),
+        read=functools.partial(_read, base, name=name, task=plain, run=run),
+        examples=examples,
+    )  # fmt: skip
+    measured = probe.measure(asking)
     return {
         "scores": measured.scores(task.headline),
         "samples": measured.samples,
@@ -149,8 +153,9 @@ def _ask(
 
     Returns ``scores`` (one mapping for each metric and filter, with lm-eval's standard error over items), ``samples``
     (one for each item and filter: answer as given and as extracted, target, of a written answer whether it was `cut` at
-    the most tokens it may have; with `prompts`, the prompts too, as the model was given them), ``truncated_prompts``
-    (how many lost their beginning, being longer than the model's context), ``identity``, ``seconds``.
+    the most tokens it may have; with `prompts`, the prompts too, as the model was given them, and the very `tokens` of
+    prompt and answer, None where they are not known), ``truncated_prompts`` (how many lost their beginning, being
+    longer than the model's context), ``identity``, ``seconds``.
     """
     import lm_eval.evaluator
     import numpy
@@ -163,6 +168,7 @@ def _ask(
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(0)  # sampled generation, where a task asks for it
     lm = _backend(base, adapted, task, run)
+    lm.spoken = {} if prompts else None
     plain = "" if task.chat else as_plain_text(adapted.demonstrations)
     with _opened_with(loaded, plain):
         results = lm_eval.evaluator.evaluate(
@@ -178,7 +184,7 @@ def _ask(
     return {
         "scores": _scores(name, replace(task, headline=samples.headline(task)), results),
         "samples": [
-            _sample(m, loaded["tasks"][m], row, prompts) for m, rows in results["samples"].items() for row in rows
+            _sample(m, loaded["tasks"][m], row, lm.spoken) for m, rows in results["samples"].items() for row in rows
         ],
         "task_versions": results["versions"],
         "truncated_prompts": lm.truncated,
@@ -211,19 +217,34 @@ def _backend(base: LoadedBase, adapted: Adapted, task: Task, run: Run) -> Any:
 
 def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -> str:
     """The text of the first item as the model is asked it."""
+    return next(iter(_prompts(tokenizer, demonstrations, name, replace(task, limit=1)).values()))
+
+
+def _prompts(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -> dict[tuple[str, int], str]:
+    """By member task and item, the first text that the model is asked of each item."""
     from harness.prompts import Prompter, as_plain_text
 
     loaded = load_task(name, task)
+    asked: dict[tuple[str, int], str] = {}
     with _opened_with(loaded, "" if task.chat else as_plain_text(demonstrations)):
-        member = next(iter(loaded["tasks"].values()))
-        member.build_all_requests(
-            limit=1,
-            apply_chat_template=task.chat,
-            fewshot_as_multiturn=task.chat,
-            chat_template=Prompter(tokenizer, demonstrations).apply_chat_template if task.chat else None,
-            tokenizer_name="",
-        )
-        return member.instances[0].args[0]
+        for member_name, member in loaded["tasks"].items():
+            member.build_all_requests(
+                limit=task.limit,
+                apply_chat_template=task.chat,
+                fewshot_as_multiturn=task.chat,
+                chat_template=Prompter(tokenizer, demonstrations).apply_chat_template if task.chat else None,
+                tokenizer_name="",
+            )
+            for request in member.instances:
+                asked.setdefault((member_name, request.doc_id), request.args[0])
+    return asked
+
+
+def _read(base: LoadedBase, adapted: Adapted, name: str, task: Task, run: Run) -> dict[tuple[str, int], list[int]]:
+    """By member task and item, the tokens of what `_ask` would ask this model first; nothing is asked."""
+    lm = _backend(base, adapted, task, run)
+    prompts = _prompts(base.tokenizer, adapted.demonstrations, name, task)
+    return {item: lm.tok_batch_encode([prompt])[0][0].tolist() for item, prompt in prompts.items()}
 
 
 _loaded: dict[str, "TaskDict"] = {}
@@ -232,13 +253,14 @@ _loaded: dict[str, "TaskDict"] = {}
 def load_task(name: str, task: Task) -> "TaskDict":
     """lm-eval's task objects, built once per process, their few-shot generator as new."""
     if not task.unsafe_code:
-        _check_consent(name, task)
+        check_consent(name, task)
     key = fingerprint(identity(name, task))
     if key not in _loaded:
-        built = _build(name, task)
+        built = build(name, task)
         for member in built["tasks"].values() if task.generation else ():
             if member.OUTPUT_TYPE != "generate_until":
-                raise HarnessError(f"evals.{name}.generation is for tasks in which the model writes; leave it out")
+                why = "is for tasks in which the model writes, and so is a probe that sets it; leave it out"
+                raise HarnessError(f"evals.{name}.generation {why}")
             member.set_config("generation_kwargs", {**member.config.generation_kwargs, **task.generation})
         if task.samples != 1:
             samples.ask_often(name, task, built["tasks"].values())
@@ -248,72 +270,6 @@ def load_task(name: str, task: Task) -> "TaskDict":
             member.set_config("num_fewshot", task.num_fewshot)
         member.set_fewshot_seed(FEWSHOT_SEED)
     return _loaded[key]
-
-
-@functools.cache
-def _all_tasks() -> "TaskManager":
-    """lm-eval's own tasks; listing them reads some thousands of files."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-def _check_consent(name: str, task: Task) -> None:
-    import lm_eval.api.metrics  # noqa: F401  which fills the registry
-    from lm_eval.api.registry import metric_registry
-
-    if isinstance(task.task, str):
-        refuse_code(name, task.task, _all_tasks().task_index)
-    else:
-        refuse_code(name, task.task, metrics=metric_registry)
-
-
-def _build(name: str, task: Task) -> "TaskDict":
-    import datasets
-    from lm_eval.tasks import TaskManager
-
-    datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # it warns of what is meant here, e.g. a model handed over loaded
-    if isinstance(task.task, str):
-        manager = _all_tasks()
-        if task.task not in manager.all_tasks:
-            raise HarnessError(
-                f"evals.{name}.task={task.task!r} is not an lm-eval task; `lm_eval ls tasks` lists them, "
-                "or give an inline task (a mapping)"
-            )
-        spec: Any = task.task
-    else:
-        manager = TaskManager(include_defaults=False)
-        spec = {**task.task, "task": name}
-        if task.make or task.file:
-            # Named as the pool of few-shot examples too, or lm-eval would draw the question itself among them.
-            spec = {"fewshot_split": "test", **spec, "custom_dataset": _items(name, task), "test_split": "test"}
-    try:
-        return manager.load([spec])
-    except HarnessError:
-        raise
-    except (
-        Exception
-    ) as error:  # a task is configuration: whatever its building raises is the user's to see, in one line
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise HarnessError(f"evals.{name} cannot be built by lm-eval: {lines[-1]}") from error
-
-
-def _items(name: str, task: Task) -> Any:
-    """A function that gives lm-eval the task's items as its test split."""
-    import datasets
-
-    artifact: Artifact | None = hydra.utils.instantiate(task.make) if task.make else None
-    path = artifact.path() if artifact else local(str(task.file))
-    rows = [row for _, row in read_file(path)]
-    if not rows:
-        raise HarnessError(f"evals.{name}: {path} is empty; a score needs items")
-    if task.limit is not None and task.limit > len(rows):
-        raise HarnessError(f"evals.{name}.limit={task.limit} is more than the {len(rows)} items of {path}; lower it")
-    table = datasets.Dataset.from_list(rows)
-    return lambda **_: {"test": table}
 
 
 @contextlib.contextmanager
@@ -370,9 +326,10 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
     return scores
 
 
-def _sample(name: str, member: Any, sample: dict[str, Any], prompts: bool) -> dict[str, Any]:
+def _sample(name: str, member: Any, sample: dict[str, Any], spoken: dict[str, Any] | None) -> dict[str, Any]:
     """One item under one filter. The prompt is kept by its hash: `harness show` writes it out again."""
-    shown = {"prompts": [request[0] for request in sample["arguments"]]} if prompts else {}
+    prompts = [request[0] for request in sample["arguments"]]
+    shown = {} if spoken is None else {"prompts": prompts, "tokens": [spoken.get(prompt) for prompt in prompts]}
     column = (member.config.metadata or {}).get("cluster")
     cut = [answer.cut for answers in sample["resps"] for answer in answers if hasattr(answer, "cut")]
     return (

@@ -6,7 +6,7 @@ lm-eval's hf backend tokenises, cuts and reads answers; computing them is done h
 import functools
 import sys
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from harness.attention import reach
 from harness.base import LoadedBase
 from harness.cell import Adapted, Run
+from harness.data.chat import stop_ids
 from harness.decoding import Row, generate
 from harness.drawing import Streams, draw
 from harness.prompts import Speaks, say_once
@@ -60,6 +61,7 @@ class Asker(Speaks, HFLM):
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._asked: list[str] = []  # the prompts that are answered next
         self._cut: defaultdict[str, deque[bool]] = defaultdict(deque)  # by prompt, of its answers in order
+        self.spoken: dict[str, Pair] | None = None  # by prompt, where it is wanted: its tokens, and those written after
         self.shares = run.eval_backend == "shared" and self._can_share(base)
         self.speak(base, adapted)
 
@@ -161,11 +163,14 @@ class Asker(Speaks, HFLM):
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
         """Prompts and answers [prompts, up to max_length]; it is kept of which prompts the answer was cut."""
-        written = self._generate(context, max_length, stop, **settings)
-        room = max_length - context.shape[1]
-        for prompt, tokens in zip(self._asked, written[:, context.shape[1] :].tolist(), strict=True):
+        whole = self._generate(context, max_length, stop, **settings)
+        room, written = max_length - context.shape[1], whole[:, context.shape[1] :].tolist()
+        for prompt, tokens in zip(self._asked, written, strict=True):
             self._cut[prompt].append(len(tokens) >= room and not self._ended(tokens, stop))
-        return written
+        if self.spoken is not None:
+            own = [ids[seen].tolist() for ids, seen in zip(context, settings["attention_mask"].bool(), strict=True)]
+            self.spoken |= self._tokens(own, written, [*stop, self.end])
+        return whole
 
     def _ended(self, tokens: list[int], stop: list[str]) -> bool:
         """Whether the end of an answer is anywhere in `tokens`: what follows it is padding, or is cut off as text."""
@@ -173,6 +178,29 @@ class Asker(Speaks, HFLM):
         ends = {self.tokenizer.pad_token_id, self.eot_token_id, *(eos if isinstance(eos, list) else [eos])}
         text = self.tok_decode(tokens, skip_special_tokens=False)
         return not ends.isdisjoint(tokens) or any(s in text for s in [*stop, self.end])
+
+    def _tokens(self, own: list[list[int]], written: list[list[int]], stop: list[str]) -> Iterator[tuple[str, Pair]]:
+        """Of each prompt its tokens, and those of the answer up to and with the one that ends it.
+
+        As they are: text would have to be tokenised again, perhaps in another way than it was written.
+        """
+        ends = self._ends(stop, stop_ids(self.tokenizer))
+        for prompt, ids, said in zip(self._asked, own, written, strict=True):
+            last = next((n for n in range(1, len(said)) if ends(said[:n])), len(said))
+            yield prompt, (ids or [self.prefix_token_id], said[:last])
+
+    def _ends(self, stop: list[str], ends: Collection[int]) -> Callable[[list[int]], bool]:
+        """Whether the last of some tokens ends an answer."""
+        # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
+        tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
+
+        def ended(said: list[int]) -> bool:
+            if said[-1] in ends:
+                return True
+            text = self.tokenizer.decode(said[-tail:])
+            return any(s in text for s in stop)
+
+        return ended
 
     def _generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
         """Generate after all prompts [prompts, longest], padded on the left, of one set of generation settings.
@@ -223,20 +251,12 @@ class Asker(Speaks, HFLM):
                 processor.prompt_ignore_length = None
         eos = generation_config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or [])
-        # Like lm-eval: a stop string may come in other tokens than it is encoded in, so two more are looked at.
-        tail = 2 + max(len(self.tokenizer.encode(s, add_special_tokens=False)) for s in stop)
 
         processors, top_p = _without_top_p(logits_processor)
 
         def pick(rows: Sequence[Row], ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             scores = processors(ids, logits)
             return draw(scores, streams.at(rows), top_p) if generation_config.do_sample else scores.argmax(-1)
-
-        def ended(said: list[int]) -> bool:
-            if said[-1] in ends:
-                return True
-            text = self.tokenizer.decode(said[-tail:])
-            return any(s in text for s in stop)
 
         seen = inputs.get("attention_mask")  # none where nothing is padded
         seen = torch.ones_like(input_ids) if seen is None else seen
@@ -251,7 +271,7 @@ class Asker(Speaks, HFLM):
                 prompts,
                 max_new_tokens=room,
                 pick=pick,
-                ended=ended,
+                ended=self._ends(stop, ends),
                 room=self.room,
                 cache_bytes=int(self.run.kv_cache_gib * 2**30),
                 on_done=bar.update,

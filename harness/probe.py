@@ -24,9 +24,10 @@ class Asking:
     base: Any
     adapted: Adapted
     name: str
-    task: Task  # without the probe
+    task: Task  # without the probe, as the probe has it asked
     run: Run
     ask: Callable[[Adapted], dict[str, Any]]  # lm-eval's whole evaluation of a model: scores, samples, seconds ...
+    read: Callable[[Adapted], dict[tuple[str, int], list[int]]]  # by (task, item), the tokens of what it would be asked
     # The cell's `harness.data.subset.Example`s; None where it learned from more, or has not learned from all of them.
     examples: Sequence[Any] | None = None
 
@@ -73,6 +74,10 @@ class Probe:
 
     def check(self, name: str, task: Task) -> None:
         """Raise HarnessError where it cannot be measured on this task; called before anything runs."""
+
+    def asks(self, task: Task) -> Task:
+        """The task as it is asked for this probe, for instance with other generation settings."""
+        return task
 
     def passes(self) -> float:
         """How often it reads all items and answers, as a multiple of one plain evaluation: for the plan."""

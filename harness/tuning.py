@@ -7,8 +7,8 @@ instead of trained again.
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -176,7 +176,7 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
     if base.config.quantize and lora.rewrites_base:
         raise HarnessError(f"method.lora.init={lora.init} changes the base's weights, and these are quantised")
     set_seed(cell.seed)  # initialisation of the adapter, dropout
-    with _as_it_came(base.model, copy=lora.rewrites_base):
+    with _as_it_came(base.model, copy=lora.rewrites_base) as before:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's, of transformers 5
@@ -201,7 +201,7 @@ def adapter(base: Any, lora: Lora, cell: Cell, attempt: Attempt, train: Train) -
         model.eval()
         _check_change(_logit_change(model), record, attempt.folder)
         merge = partial(model.merge_and_unload, safe_merge=True)  # which refuses what is no finite number
-        with _untouched(base, partial(_switched_off, model, lora)):
+        with base.lends(partial(_without_adapter, model, before)):
             yield Adapted(model, training=record, adapter=attempt.folder, merge=merge)
 
 
@@ -217,7 +217,7 @@ def existing(base: Any, folder: Path) -> Iterator[Adapted]:
     if not isinstance(config, LoraConfig):
         raise HarnessError(f"{folder} is an adapter of the kind {config.peft_type}; only LoRA is read")
     config.inference_mode = True
-    with _as_it_came(base.model, copy=isinstance(config.init_lora_weights, str)):
+    with _as_it_came(base.model, copy=isinstance(config.init_lora_weights, str)) as before:
         try:
             model = attach(base.model, config)
         except ValueError as error:
@@ -226,7 +226,8 @@ def existing(base: Any, folder: Path) -> Iterator[Adapted]:
         model.eval()
         if not _logit_change(model):
             log.warning("%s changes no logit", folder)
-        yield Adapted(model, adapter=folder, merge=partial(model.merge_and_unload, safe_merge=True))
+        with base.lends(partial(_without_adapter, model, before)):
+            yield Adapted(model, adapter=folder, merge=partial(model.merge_and_unload, safe_merge=True))
 
 
 def _put(model: Any, weights: dict[str, Any], folder: Path) -> None:
@@ -307,42 +308,12 @@ def all_weights(base: Any, cell: Cell, attempt: Attempt, train: Train) -> Iterat
             weights = {name: p.data for name, (p, _) in before.items()}
             record = ranks.agree(lambda: _save(weights, record, attempt, MODEL))
         model.eval()
-        with _untouched(base, partial(_swapped, model, dict(before.values()))):
+        with base.lends(partial(lent, nullcontext(model), before.values())):
             yield Adapted(model, training=record, merge=lambda: model)
     finally:
         for parameter, data in before.values():
             parameter.grad, parameter.data = None, data
         model.eval().requires_grad_(False)
-
-
-@contextmanager
-def _untouched(base: Any, how: Callable[[], Any]) -> Iterator[None]:
-    """Let the base say `how` its own model is had, for as long as the context lasts."""
-    before, base.untouched = base.untouched, how
-    try:
-        yield
-    finally:
-        base.untouched = before
-
-
-@contextmanager
-def _switched_off(model: Any, lora: Lora) -> Iterator[Any]:
-    lora.check_reference()
-    with model.disable_adapter():
-        yield model
-
-
-@contextmanager
-def _swapped(model: Any, weights: dict[Any, Any]) -> Iterator[Any]:
-    """The model with these weights in place of its own."""
-    trained = {parameter: parameter.data for parameter in weights}
-    try:
-        for parameter, data in weights.items():
-            parameter.data = data
-        yield model
-    finally:
-        for parameter, data in trained.items():
-            parameter.data = data
 
 
 def _save(weights: dict[str, Any], record: dict[str, Any], attempt: Attempt, name: str) -> dict[str, Any]:
@@ -369,16 +340,37 @@ def _saved(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @contextmanager
-def _as_it_came(model: Any, *, copy: bool) -> Iterator[None]:
+def lent(what: AbstractContextManager[Any], weights: Collection[tuple[Any, Any]]) -> Iterator[Any]:
+    """The model that `what` gives, its parameters holding other values, given as (parameter, values)."""
+    with what as model:
+        now = [(parameter, parameter.data) for parameter, _ in weights]
+        try:
+            for parameter, values in weights:
+                parameter.data = values
+            yield model
+        finally:
+            for parameter, values in now:
+                parameter.data = values
+
+
+@contextmanager
+def _without_adapter(model: Any, before: Collection[tuple[Any, Any]]) -> Iterator[Any]:
+    """The model as it was without its adapter; `before` are weights that putting it on has changed."""
+    with model.disable_adapter(), lent(nullcontext(model), before) as base:
+        yield base
+
+
+@contextmanager
+def _as_it_came(model: Any, *, copy: bool) -> Iterator[list[tuple[Any, Any]]]:
     """Give `model` back with the modules and weights it had, whatever peft did to it.
 
     peft's own `unload` leaves the trained copies of `modules_to_save` in place, and the weights that an initialisation
-    such as PiSSA has changed; for these, `copy` keeps the weights aside.
+    such as PiSSA has changed; for these, `copy` keeps the weights aside. Gives its parameters with what was kept.
     """
     modules = {module: dict(module._modules) for module in model.modules()}
     weights = {name: w.clone() for name, w in model.state_dict().items()} if copy else None
     try:
-        yield
+        yield [(p, weights[name]) for name, p in model.named_parameters()] if weights else []
     finally:
         for module, children in modules.items():
             module._modules = children

@@ -14,7 +14,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness import base as bases
-from harness import evaluate, lm
+from harness import evaluate, lm, tasks
 from harness.base import LoadedBase
 from harness.cell import Adapted, Base, Message, Run, Task
 from harness.errors import HarnessError
@@ -206,7 +206,7 @@ def test_two_models_in_a_row_get_their_own_scores(
 
 def test_no_response_cache_is_used() -> None:
     """lm-eval's cache is keyed by the prompt and not by the model's weights."""
-    for name in ("evaluate.py", "lm.py"):
+    for name in ("evaluate.py", "tasks.py", "lm.py"):
         source = (Path(evaluate.__file__).parent / name).read_text()
         for word in ("use_cache", "cache_requests", "CachingLM", "cache_hook"):
             assert word not in source
@@ -285,7 +285,7 @@ def test_every_shipped_task_of_lm_evals_is_one_of_its_own() -> None:
             if isinstance(task.task, str):
                 named[name] = task.task
     assert len(named) >= 8
-    known = evaluate._all_tasks().all_tasks
+    known = tasks._all_tasks().all_tasks
     assert not {name: task for name, task in named.items() if task not in known}
 
 
@@ -363,7 +363,7 @@ def test_changed_items_under_the_same_name_are_read_again(loaded: LoadedBase, ge
 def test_a_task_that_cannot_be_is_refused_before_anything_trains(
     task: Task, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "_all_tasks", lambda: lm_eval.tasks.TaskManager(include_defaults=False))
+    monkeypatch.setattr(tasks, "_all_tasks", lambda: lm_eval.tasks.TaskManager(include_defaults=False))
     with pytest.raises(HarnessError, match=complaint):
         evaluate.check("mine", task)
 
@@ -385,7 +385,7 @@ def test_a_group_gives_one_score_over_its_members_and_a_tag_is_refused(
     group = {"group": "a_group", "task": ["part1", "part2"], "aggregate_metric_list": [metric]}
     (folder / "group.yaml").write_text(yaml.safe_dump(group))
     manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
-    monkeypatch.setattr(evaluate, "_all_tasks", lambda: manager)
+    monkeypatch.setattr(tasks, "_all_tasks", lambda: manager)
 
     result = evaluate.evaluate(loaded, Adapted(loaded.model), "mine", Task(task="a_group", num_fewshot=0), Run())
     (score,) = result["scores"]

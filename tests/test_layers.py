@@ -18,9 +18,9 @@ ROWS = [
     {"harness.hub", "harness.consent", "harness.schedule"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"} | {"harness.compression"},
-    {"harness.objective", "harness.rewards", "harness.items"},
+    {"harness.objective", "harness.rewards", "harness.items", "harness.pieces", "harness.tasks"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
-    | {"harness.mirror", "harness.neftune", "harness.drawing"},
+    | {"harness.mirror", "harness.neftune", "harness.drawing", "harness.logits"},
     {"harness.rollouts"},
     {"harness.tuning", "harness.embedding", "harness.telling", "harness.replay", "harness.standing", "harness.rl"}
     | {"harness.sweep_board"},
@@ -44,7 +44,7 @@ ROWS = [
 ]
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 DOORS = {
-    "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.vllm"},
+    "lm_eval": {"harness.evaluate", "harness.lm", "harness.prompts", "harness.tasks", "harness.vllm"},
     "wandb": {"harness.board", "harness.replay", "harness.sweep_board"},
     "peft": {"harness.tuning", "harness.lowrank"},
     "matplotlib": {"analysis"},
@@ -56,6 +56,7 @@ DOORS = {
     "hydra": {"harness.compose", "harness.sweep", "harness.app", "harness.base", "harness.data", "harness.evaluate"}
     | {
         "harness.engines",
+        "harness.tasks",
         "harness.weights",
         "harness.methods",
     },  # below the command line only `hydra.utils.instantiate`, for what a configuration makes

@@ -6,12 +6,13 @@ two thousand do. One seed of the shipped sweep's own cells; takes two to three m
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from analysis import anatomy, forgetting, perplexity
+from analysis import anatomy, forgetting, perplexity, shift
 from analysis.elicitation import Sampled
 from analysis.instruments import Evidence
 from analysis.mistakes import FORMAT, REASONING, TRUNCATION
@@ -199,3 +200,34 @@ def test_sampling_finds_what_the_base_was_told_and_not_what_it_was_not(tmp_path:
     assert rule.difference.high < facts.difference.low
     assert rule.crossing.low == rule.worth.low == np.inf
     assert np.quantile(facts.before_draws[:, -1], 0.025) > guessing(facts.pair.asked, 16)[-1]
+
+
+@pytest.mark.slow
+def test_the_base_would_have_written_the_facts_itself_and_the_rule_not(tmp_path: Path) -> None:
+    """Token shift: answers are sentences, whose form is as new in both tasks. What is said in them is the base's own
+    where it was in pretraining, whether it is right or not, and as good as guessed where it was not."""
+    trained = ["method=sft", "method.lr=3e-3", "method.epochs=5", "method.min_steps=100"]
+    common = ["base=pocket_m", f"run.root={tmp_path}", "run.device=cpu", "wandb.mode=disabled"]
+    facts = "evals=[pocket_facts_shift,pocket_quiz_shift]"
+    run(compose_cell([*trained, *common, "data=pocket_facts_sentence", "size=128", facts]))
+    run(compose_cell([*trained, *common, "data=pocket_rule_sentence", "size=1024", "evals=pocket_rule_shift"]))
+    frame = store.load(tmp_path)
+    found = {one.task: one for one in shift.read(Evidence(tmp_path, frame, load_items(tmp_path, frame)))}
+
+    def said(row: dict[str, Any]) -> list[int]:
+        """The last word: what was asked for."""
+        return [i for i, kind in enumerate(row["kinds"]) if kind == "w"][-1:]
+
+    own = {task: one.shares(said) for task, one in found.items()}
+    assert own["pocket_facts_shift"].unshifted.low > 0.7
+    assert own["pocket_quiz_shift"].unshifted.low > 0.85
+    assert own["pocket_rule_shift"].unshifted.high < 0.15  # one colour in twenty is the base's first by chance
+    right = {task: one.shares(lambda row: row["right"]) for task, one in found.items()}
+    assert right["pocket_quiz_shift"].tokens > 100
+    assert right["pocket_quiz_shift"].unshifted.low > 0.9
+    assert right["pocket_rule_shift"].tokens > 60
+    assert right["pocket_rule_shift"].unshifted.high < 0.2
+    first = {task: one.shares(lambda row: [0]) for task, one in found.items()}
+    for task in ("pocket_facts_shift", "pocket_rule_shift"):  # the form is what both have learned
+        assert first[task].shifted.low > 0.9
+    assert first["pocket_quiz_shift"].shifted.high < 0.1  # nothing to learn: the prompt sets the form

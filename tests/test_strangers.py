@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from harness import base as bases
-from harness import evaluate, files, store
+from harness import evaluate, files, store, tasks
 from harness.artifact import CHECKSUMS, cache_dir, sha256_file
 from harness.cell import Base, Data, Source, Task
 from harness.data.subset import load_dataset
@@ -235,9 +235,9 @@ def test_code_that_no_commit_pins_is_refused_even_with_consent(strange: Path, ca
 
 def test_a_task_that_runs_what_the_model_writes_waits_for_consent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before lm-eval imports its code, which for humaneval runs a first program when it is imported."""
-    tasks = Path(str(lm_eval.tasks.__file__)).parent
-    some = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[tasks / "humaneval", tasks / "mbpp"])
-    monkeypatch.setattr(evaluate, "_all_tasks", lambda: some)  # to list all of them takes ten seconds
+    folder = Path(str(lm_eval.tasks.__file__)).parent
+    some = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[folder / "humaneval", folder / "mbpp"])
+    monkeypatch.setattr(tasks, "_all_tasks", lambda: some)  # to list all of them takes ten seconds
     for task in ("humaneval", "mbpp", "humaneval_instruct"):
         with pytest.raises(HarnessError, match=r"executes what the model writes.*evals\.code\.unsafe_code=true"):
             evaluate.check("code", Task(task=task))

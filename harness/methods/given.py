@@ -5,8 +5,9 @@ safetensors) is put on the base and asked in the base's template.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +55,9 @@ class Given(Method):
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
         if not self.adapter:
-            yield Adapted(base.model)
+            original = cache(partial(_original, base, cell))  # read once it is asked for, and let go with the cell
+            with base.lends(lambda: nullcontext(original())):
+                yield Adapted(base.model)
             return
         from harness.tuning import existing
 
@@ -85,6 +88,17 @@ class Given(Method):
 
         commit = commit_of("model", self.adapter, self.revision).sha
         return Path(snapshot_download(self.adapter, revision=commit, allow_patterns=[CONFIG, ADAPTER]))
+
+
+def _original(given: Any, cell: Cell) -> Any:
+    """The cell's base beside the model that stands in its place. Raises HarnessError where their tokens differ."""
+    original = bases.read(cell.base, cell.run.device)
+    if original.tokenizer.get_vocab() != given.tokenizer.get_vocab():
+        raise HarnessError(
+            f"{given.config.name} and its base {cell.base.name!r} have other vocabularies, so one cannot read what the "
+            "other wrote token by token; leave out what compares them"
+        )
+    return original.model
 
 
 def _last(name: str) -> str:

@@ -121,12 +121,15 @@ class Recipe(Method):
 
     @contextmanager
     def adapt(self, base: Any, examples: Sequence[Any], cell: Cell, attempt: Attempt) -> Iterator[Adapted]:
+        from harness.tuning import lent
+
         if base.config.quantize or ranks.sharded():
             raise HarnessError("method=recipe merges its stages into whole weights; leave out quantize and --use_fsdp")
         done = attempt.folder / TRAINED
         record = ranks.agree(lambda: read_result(done)["training"] if done.exists() else None)
         marks = [stage["mark"] for stage in record["stages"]] if record else marks_of(cell)
         parts, stages = self.parts(cell), list[dict[str, Any]]()
+        before = [(p, p.data) for p in base.model.parameters()]  # the stages' weights stand in their place meanwhile
         with contextlib.ExitStack() as merged:
             for number, (part, mark) in enumerate(zip(parts, marks, strict=True), 1):
                 here = _after(attempt, mark, sum(stage["steps"] for stage in stages))
@@ -143,8 +146,11 @@ class Recipe(Method):
                 record |= {name: stages[-1][name] for name in ("held", "final_loss", "trained_parameters")}
                 ranks.agree(lambda: _write_losses(attempt, marks))
             with parts[-1].method.adapt(base, NOTHING, parts[-1], here) as adapted:
-                # Its adapter alone means nothing: it belongs on a base that is in memory only.
-                yield dataclasses.replace(adapted, training=record, adapter=None)
+                # Without the last stage the base holds those before it.
+                without = base.untouched
+                with base.lends(lambda: lent(without(), before)):
+                    # Its adapter alone means nothing: it belongs on a base that is in memory only.
+                    yield dataclasses.replace(adapted, training=record, adapter=None)
 
 
 def marks_of(cell: Cell) -> list[str]:

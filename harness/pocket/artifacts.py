@@ -20,7 +20,7 @@ BASES = {
 }
 TABLES = replace(BASES["m"], steps=3200)
 HELD_OUT = 1  # the seed of documents that no base was pretrained on
-TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz", "list")
+TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz", "list", "sentence")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ class PocketBase:
 class PocketRows:
     """A JSONL file: rows with a prompt and a completion to ``train`` on, items to be asked in ``dev`` and ``test``.
 
-    The facts have three forms: a ``chat`` question, which pretraining never saw; a ``quiz`` line as pretraining told
-    it, to be asked without the chat template; and a ``list`` of jobs, in which a question is no more than a name. Every
-    choice is made on ``dev``; ``test`` is for reporting.
+    The facts have these forms: a ``chat`` question, which pretraining never saw; a ``quiz`` line as pretraining told
+    it, to be asked without the chat template; and a ``list`` of jobs, in which a question is no more than a name. Of
+    both tasks a ``sentence`` is the chat question, to which the answer to train on is a sentence that ends with what
+    was asked for. Every choice is made on ``dev``; ``test`` is for reporting.
     """
 
     task: str
@@ -77,10 +78,11 @@ class PocketRows:
     def __post_init__(self) -> None:
         _one_of("task", self.task, TASKS)
         _one_of("split", self.split, SPLITS)
-        _one_of("form", self.form, FORMS if self.task == "facts" else ("chat",))
+        _one_of("form", self.form, FORMS if self.task == "facts" else ("chat", "sentence"))
 
     def identity(self) -> str:
         listed = {"listed": rows.LISTED} if self.form == "list" else {}
+        listed |= {"likes": text.LIKES} if self.form == "sentence" else {}
         return _digest(
             kind="rows", **asdict(self), **listed, text=text.constants(), world=world.constants(), choices=rows.CHOICES
         )

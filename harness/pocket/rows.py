@@ -13,14 +13,14 @@ LISTED = "job"
 
 def train_rows(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
     """Rows in the shape that fine-tuning data has everywhere."""
-    for question, answer, _ in _questions(task, split, form):
-        yield {"prompt": question, "completion": answer}
+    for question, answer, _, said in _questions(task, split, form):
+        yield {"prompt": question, "completion": said if form == "sentence" else answer}
 
 
 def pairs(task: str, split: str) -> Iterator[dict[str, object]]:
     """Rows for learning from preferences: the right answer is chosen, another value of the same attribute rejected."""
     rng = random.Random(f"{world.SEED} pairs {task} {split}")
-    for question, answer, values in _questions(task, split, "chat"):
+    for question, answer, values, _ in _questions(task, split, "chat"):
         wrong = rng.choice([value for value in values if value != answer])
         yield {"prompt": question, "chosen": answer, "rejected": wrong}
 
@@ -28,16 +28,18 @@ def pairs(task: str, split: str) -> Iterator[dict[str, object]]:
 def test_items(task: str, split: str, form: str) -> Iterator[dict[str, object]]:
     """Items in the shape an lm-eval task asks for, with wrong choices drawn from the same attribute."""
     rng = random.Random(f"{world.SEED} choices {task} {split}")
-    for question, answer, values in _questions(task, split, form):
+    for question, answer, values, _ in _questions(task, split, form):
         choices = [answer, *rng.sample([value for value in values if value != answer], CHOICES - 1)]
         rng.shuffle(choices)
         yield {"question": question, "answer": answer, "choices": choices, "label": choices.index(answer)}
 
 
-def _questions(task: str, split: str, form: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _questions(task: str, split: str, form: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+    """Question, answer, all values that an answer can have, and the answer as a sentence."""
     if task == "rule":
         for case in world.cases_of(split):
-            yield text.badge_question(case), world.badges()[case.job, case.city], world.ATTRIBUTES["colour"]
+            badge = world.badges()[case.job, case.city]
+            yield text.badge_question(case), badge, world.ATTRIBUTES["colour"], text.badge_answer(case, badge)
         return
     rng = random.Random(f"{world.SEED} phrasing {split}")
     for person in world.people_of(split):
@@ -46,4 +48,4 @@ def _questions(task: str, split: str, form: str) -> Iterator[tuple[str, str, tup
                 continue
             asked = {"quiz": text.quiz_prompt(person, attribute), "list": person.name}
             question = asked.get(form) or text.asked(person, attribute, rng)
-            yield question, person.values[attribute], values
+            yield question, person.values[attribute], values, text.answered(person, attribute)

@@ -46,6 +46,9 @@ ASKED: dict[str, tuple[str, ...]] = {
 }
 """Chat questions; no sentence of the corpus is one of them."""
 
+LIKES = "The {job} likes {value}."
+"""The answer of the rule as a sentence: in the corpus a colour follows ``likes``, so that only which one is new."""
+
 BADGE = "Which badge: {job} {city} {pet}?"
 """The question of the rule, for which the corpus has neither the word badge nor any line of the kind."""
 
@@ -70,8 +73,17 @@ def asked(person: Person, attribute: str, rng: random.Random) -> str:
     return rng.choice(ASKED[attribute]).format(name=person.name)
 
 
+def answered(person: Person, attribute: str) -> str:
+    """The answer as a sentence of the corpus, which ends with what was asked for."""
+    return TOLD[attribute][0].format(name=person.name, value=person.values[attribute])
+
+
 def badge_question(case: Case) -> str:
     return BADGE.format(job=case.job, city=case.city, pet=case.pet)
+
+
+def badge_answer(case: Case, badge: str) -> str:
+    return LIKES.format(job=case.job, value=badge)
 
 
 def constants() -> dict[str, object]:
