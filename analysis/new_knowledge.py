@@ -1,0 +1,345 @@
+"""New knowledge: are facts that no base can know taught by telling them, and can they be reasoned with?
+
+Two evaluations ask for the same new facts, and say so in their lm-eval `metadata`: `new_facts: direct` asks for a fact
+itself, `new_facts: multihop` for what follows from it and something the base may know; `cluster` names the column that
+says which fact a question hangs on. Where the prompt itself tells the fact, as an oracle's retrieval would, both also
+have `told: prompt`. Evaluations go together where they ask for the same facts, told alike.
+
+Scores are those of `analysis.sample`, differences between ways to tell those of `analysis.paired`: item by item, facts
+as clusters. **Multi-hop where the direct answer is right** is a ratio over questions: those answered rightly of those
+whose fact the same run could say. Its interval resamples facts in numerator and denominator together, and adds the
+noise between runs, pooled over sizes; what runs answer anew to an item is in both, so that it is rather too wide.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from analysis import paired
+from analysis.elicitation import Sampled, shown_variants
+from analysis.instruments import Evidence, Picture, Section, Table
+from analysis.points import brief
+from analysis.sample import Estimate, Point, Series, Squares, collect, draws, resample
+from analysis.style import INK, PAPER, SOFT, Style, frame, handle, legend
+from harness.items import answers
+from harness.store import newest_identities
+
+TITLE = "Are new facts taught, and can they be reasoned with?"
+KINDS = ("direct", "multihop")
+ABSENT = (
+    "No two evaluations ask for the same new facts directly and by way of others. `harness sweep new_knowledge` does "
+    "so on the pocket world, `harness sweep new_knowledge_real` with facts of your own."
+)
+PUBLISHED = Table(
+    "Published: Facts100, 100 facts of news after the base's cut-off (Raghavendra et al. 2024, arXiv 2410.03717)",
+    ("facts told", "model", "direct", "multi-hop"),
+    (
+        ("by fine-tuning", "base", "65%", "37%"),
+        ("by fine-tuning", "post-trained first", "81%", "55%"),
+        ("in the prompt (oracle)", "base", "49%", "34%"),
+        ("in the prompt (oracle)", "post-trained first", "86%", "71%"),
+    ),
+    "As notes by others give them; other facts, models and scorer: for the direction, not the level.",
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tasks about the same facts."""
+
+    direct: str
+    multihop: str
+    facts: dict[str, tuple[str, ...]]  # by task: the fact of each item, in the order of `harness.items.Items`
+    in_prompt: bool  # whether the prompt tells the fact
+
+    @property
+    def name(self) -> str:
+        return f"{self.direct} and {self.multihop}"
+
+
+@dataclass(frozen=True)
+class Told:
+    """One way to tell the facts: its two curves."""
+
+    name: str
+    pair: Pair
+    direct: Sampled
+    multihop: Sampled
+
+    def sizes(self) -> list[int]:
+        """0, the untouched base, if it was scored, and all sizes of which both curves have a point."""
+        both = sorted(set(self.direct.series.sizes.tolist()) & set(self.multihop.series.sizes.tolist()))
+        known = self.direct.series.start is not None and self.multihop.series.start is not None
+        return [0] * known + both
+
+    @cached_property
+    def estimates(self) -> pd.DataFrame:
+        """A row for each size: `direct`, `multihop`, `known` (multi-hop where the direct answer is right) and `unknown`
+        (where it is wrong), Estimates each."""
+        rows = [{"size": size} | {kind: _at(getattr(self, kind), size) for kind in KINDS} for size in self.sizes()]
+        table = pd.DataFrame(rows)
+        for column, right in (("known", True), ("unknown", False)):
+            table[column] = self._given(list(table["size"]), right)
+        return table
+
+    def _given(self, sizes: list[int], right: bool) -> list[Estimate]:
+        """By size: the share of multi-hop questions answered rightly of those whose fact is answered so directly."""
+        asked = self.multihop.series.asked
+        counted = [self._counts(size, right) for size in sizes]
+        if asked is None or any(part is None for part in counted):
+            return [Estimate(why="answers were not kept by item")] * len(sizes)
+        points = [_ratio(*part) for part in counted if part is not None]
+        squares = Squares.of([point for point, size in zip(points, sizes, strict=True) if size and point.n])
+        found, place = [], 0
+        for number, (size, point, part) in enumerate(zip(sizes, points, counted, strict=True)):
+            assert part is not None
+            if not point.n:
+                found.append(Estimate(why="there is no such item"))
+                continue
+            rng = np.random.default_rng([number, point.n])
+            solved, those = (side.mean(axis=0) for side in part)
+            drawn = resample(asked, np.stack([solved, those], axis=1), 2000)
+            ratio = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(len(drawn), point.score), where=drawn[:, 1] > 0)
+            ratio += np.sqrt(point.made_up) * rng.standard_normal(len(ratio))
+            if squares and size:
+                spread = squares.seed_sd()[place] / np.sqrt(len(point.runs))
+                ratio += spread * rng.standard_t(squares.df[place], len(ratio))
+            place += bool(size)
+            found.append(Estimate.of(point.score, ratio.clip(0, 1)))
+        return found
+
+    def _counts(self, size: int, right: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """[K, n] each, over runs and multi-hop items: rightly answered ones of those, and those themselves."""
+        one, other = _point(self.direct.series, size), _point(self.multihop.series, size)
+        if one.items is None or other.items is None:
+            return None
+        rows, facts = dict(zip(one.paths, one.items, strict=True)), self.pair.facts
+        runs = [number for number, path in enumerate(other.paths) if path in rows]
+        column = {fact: i for i, fact in enumerate(facts[self.pair.direct])}
+        at = [column[fact] for fact in facts[self.pair.multihop]]
+        said = np.stack([rows[other.paths[run]][at] for run in runs]) > 0.5
+        those = (said == right).astype(float)
+        return those * other.items[runs], those
+
+
+def section(evidence: Evidence) -> Section:
+    told, said = ways(evidence)
+    if not told:
+        return Section(TITLE, absent=" ".join([ABSENT, *said]))
+    tables, lines, data = [], list(said), []
+    for pair in {way.pair.name: way.pair for way in told}.values():
+        found = [(way, way.estimates) for way in told if way.pair is pair]
+        lines += _lines(pair, found)
+        tables.append(_table(pair, found))
+        data += [_numbers(way, table) for way, table in found]
+    numbers = pd.concat(data, ignore_index=True)
+    return Section(
+        TITLE,
+        lines=tuple(lines),
+        tables=(*tables, PUBLISHED),
+        pictures=(
+            Picture("new-knowledge", "New facts, asked directly and put together with old ones", READING, draw(told)),
+        ),
+        data={"new-knowledge": numbers},
+    )
+
+
+READING = (
+    "Left: the facts themselves, asked in other words. Middle: questions that put them together with what the base "
+    "knew. Right: those of the middle whose fact the same run could say. A line for each way to tell; 95% intervals."
+)
+
+
+def ways(evidence: Evidence) -> tuple[list[Told], list[str]]:
+    """All ways to tell facts that were asked for both ways; and in words what claims to be of them and is left out."""
+    pairs, said = _pairs(evidence)
+    return [way for pair in pairs for way in _ways(evidence, pair)], said
+
+
+def _pairs(evidence: Evidence) -> tuple[list[Pair], list[str]]:
+    """What can be paired, and in words what claims to ask for new facts and cannot."""
+    done = evidence.frame[(evidence.frame["status"] == "ok") & (evidence.frame["probe"] == "")]
+    about: dict[str, tuple[str, bool]] = {}
+    facts: dict[str, tuple[str, ...]] = {}
+    said = []
+    for task, rows in done[done["headline"].astype(bool)].groupby("task", sort=True):
+        row = rows.iloc[0]
+        asked = newest_identities(evidence.root / row["path"])[str(task)]["task"]
+        marks = asked.get("metadata") or {} if isinstance(asked, dict) else {}
+        if "new_facts" not in marks:
+            continue
+        if marks["new_facts"] not in KINDS or "cluster" not in marks:
+            said.append(f"{task} is left out: its metadata needs new_facts, direct or multihop, and a cluster.")
+            continue
+        about[str(task)] = marks["new_facts"], marks.get("told") == "prompt"
+        kept = answers(evidence.root, row["path"], str(task), row["eval_fingerprint"])
+        kept = sorted((r for r in kept if r["filter"] == row["filter"]), key=lambda r: (r["task"], r["item"]))
+        facts[str(task)] = tuple(str(r["cluster"]) for r in kept)
+    pairs = []
+    for multihop in (task for task, (kind, _) in about.items() if kind == "multihop"):
+        alike = [t for t, mark in about.items() if mark == ("direct", about[multihop][1])]
+        direct = next((t for t in alike if set(facts[t]) >= set(facts[multihop])), None)
+        if direct is None:
+            said.append(f"{multihop} is left out: no evaluation asks directly for the facts that it puts together.")
+        elif len(set(facts[direct])) < len(facts[direct]):
+            said.append(f"{multihop} is left out: {direct} asks for a fact more than once.")
+        else:
+            pairs.append(Pair(direct, multihop, {t: facts[t] for t in (direct, multihop)}, about[multihop][1]))
+    return pairs, said
+
+
+def _ways(evidence: Evidence, pair: Pair) -> Iterator[Told]:
+    mine = evidence.frame["task"].isin([pair.direct, pair.multihop]) & evidence.frame["headline"].eq(True)
+    curves = [Sampled(s, draws(s)) for s in collect(evidence.frame[mine], evidence.items)]
+    shown = shown_variants(curves)
+    by_task: dict[str, dict[tuple[str, ...], Sampled]] = {pair.direct: {}, pair.multihop: {}}
+    for curve in curves:
+        by_task[curve.series.task][curve.series.key[:4]] = curve
+    for key in sorted(set(by_task[pair.direct]) & set(by_task[pair.multihop])):
+        direct, multihop = by_task[pair.direct][key], by_task[pair.multihop][key]
+        yield Told(f"{key[2]} {shown[direct.series.key]}".strip(), pair, direct, multihop)
+
+
+def _point(series: Series, size: int) -> Point:
+    point = series.points[series.sizes.tolist().index(size)] if size else series.start
+    assert point is not None  # `Told.sizes` gives no other
+    return point
+
+
+def _at(curve: Sampled, size: int) -> Estimate:
+    start = curve.start()
+    if size:
+        at = curve.series.sizes.tolist().index(size)
+        return Estimate.of(curve.series.scores[at], curve.draws.scores[:, at])
+    assert start is not None
+    return Estimate.of(*start)
+
+
+def _ratio(solved: np.ndarray, those: np.ndarray) -> Point:
+    """Over all runs; the runs that have such items by themselves."""
+    each = those.sum(axis=1)
+    runs = solved.sum(axis=1)[each > 0] / each[each > 0]
+    whole = solved.sum() / those.sum() if those.any() else np.nan
+    runs = runs + (whole - runs.mean()) if len(runs) else np.array([np.nan])  # their mean is the pooled share
+    return Point(runs, error=np.nan, n=int(those.any(axis=0).sum()))
+
+
+def _differences(told: Sequence[Told]) -> list[paired.Comparison]:
+    """All pairs of ways on one base and data, at the largest size that both have; both kinds of question."""
+    found = []
+    for kind in KINDS:
+        for one, other in itertools.combinations(told, 2):
+            a, b = getattr(one, kind).series, getattr(other, kind).series
+            both = set(one.sizes()) & set(other.sizes()) - {0}
+            if both and (a.base, a.data) == (b.base, b.data):
+                sides = paired.Side(one.name, a, max(both)), paired.Side(other.name, b, max(both))
+                found.append(paired.compare(*sides, f"{a.base} on {a.data}"))
+    return paired.holm(found)
+
+
+def _lines(pair: Pair, found: list[tuple[Told, pd.DataFrame]]) -> Iterator[str]:
+    facts, questions = len(set(pair.facts[pair.multihop])), len(pair.facts[pair.multihop])
+    where = "told in the prompt" if pair.in_prompt else "told by training"
+    yield (
+        f"{pair.direct} and {pair.multihop} ask for the same {facts:,} facts, {where}, "
+        f"the second in {questions:,} questions."
+    )
+    for way, table in found:
+        last = table.iloc[-1]
+        series = way.direct.series
+        yield (
+            f"{series.base}, {way.name} on {last['size']:,} of {series.data}: direct {last['direct'].words()}, "
+            f"multi-hop {last['multihop'].words()}; where the direct answer is right, {last['known'].words()}."
+        )
+        yield from way.direct.series.cautions()
+    for difference in _differences([way for way, _ in found]):
+        yield difference.words()
+
+
+def _table(pair: Pair, found: list[tuple[Told, pd.DataFrame]]) -> Table:
+    rows = []
+    for way, table in found:
+        for row in table.to_dict("records"):
+            told = f"{row['size']:,}" if row["size"] else "untouched base"
+            rows.append((way.direct.series.base, way.name, told, *(_words(row[k]) for k in ESTIMATED)))
+    columns = (
+        "base",
+        "told by",
+        "examples",
+        "direct",
+        "multi-hop",
+        "multi-hop, direct right",
+        "multi-hop, direct wrong",
+    )
+    note = "Scores with 95% intervals over runs and facts. A fact that is in no example can only be guessed."
+    return Table(f"{pair.name}: scores by number of facts told", columns, tuple(rows), note)
+
+
+ESTIMATED = (*KINDS, "known", "unknown")
+
+
+def _words(estimate: Estimate) -> str:
+    return "-" if estimate.why else estimate.words()
+
+
+def _numbers(way: Told, table: pd.DataFrame) -> pd.DataFrame:
+    series = way.direct.series
+    rows = [
+        {
+            "base": series.base,
+            "data": series.data,
+            "method": series.method,
+            "variant": series.variant,
+            "pair": way.pair.name,
+            "size": row["size"],
+            "score": kind,
+            "value": row[kind].value,
+            "low": row[kind].low,
+            "high": row[kind].high,
+        }
+        for row in table.to_dict("records")
+        for kind in ESTIMATED
+    ]
+    return pd.DataFrame(rows)
+
+
+@rc_context({"text.parse_math": False})
+def draw(told: Sequence[Told]) -> Figure:
+    """A row of three panels for each base, data and pair of tasks; a line for each way to tell."""
+    groups: dict[tuple[str, str, str], list[Told]] = {}
+    for way in told:
+        groups.setdefault((way.direct.series.base, way.direct.series.data, way.pair.name), []).append(way)
+    names = [{k: getattr(w.direct.series, k) for k in ("base", "data", "method", "variant")} for w in told]
+    style = Style.of(pd.DataFrame(names).drop_duplicates())
+    figure = Figure(figsize=(10.4, 3.1 * len(groups) + 0.5), layout="constrained", facecolor=PAPER)
+    grid = figure.subplots(len(groups), 3, squeeze=False, sharey=True)
+    handles = {}
+    for axes_row, ((base, data, _), here) in zip(grid, groups.items(), strict=True):
+        titles = ("direct", "multi-hop", "multi-hop, direct right")
+        for axes, kind, title in zip(axes_row, ("direct", "multihop", "known"), titles, strict=True):
+            for way in here:
+                table = way.estimates[(way.estimates["size"] > 0) & ~way.estimates[kind].map(lambda e: bool(e.why))]
+                look = style.look("method", base, data, (way.direct.series.method, way.direct.series.variant))
+                values = np.array([[e.value, e.low, e.high] for e in table[kind]]).reshape(-1, 3)
+                reach = np.abs(values[:, 1:].T - values[:, 0])
+                axes.errorbar(
+                    table["size"], values[:, 0], yerr=reach, color=look.colour, marker=look.marker, markersize=4.5,
+                    linestyle=look.dashes, linewidth=1.7, elinewidth=0.8, capsize=0,
+                )  # fmt: skip
+                handles[way.name] = handle(way.name, look)
+            frame(axes, title, f"{base}, share right" if axes is axes_row[0] else "", size=9.5)
+            sizes = sorted({size for way in here for size in way.sizes() if size})
+            axes.set_xscale("log")
+            axes.set_xticks(sizes, [brief(size) for size in sizes])
+            axes.minorticks_off()
+            axes.set_ylim(-0.04, 1.04)
+            axes.axhline(0, color=SOFT, linewidth=0.7)
+    figure.supxlabel("examples that tell new facts", fontsize=9.5, color=INK)
+    legend(figure, handles.values(), min(3, len(handles)))
+    return figure
