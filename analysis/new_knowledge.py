@@ -82,11 +82,10 @@ class Told:
     def estimates(self) -> pd.DataFrame:
         """A row for each size: `direct`, `multihop`, `known` (multi-hop where the direct answer is right) and `unknown`
         (where it is wrong), Estimates each."""
-        rows = [{"size": size} | {kind: _at(getattr(self, kind), size) for kind in KINDS} for size in self.sizes()]
-        table = pd.DataFrame(rows)
-        for column, right in (("known", True), ("unknown", False)):
-            table[column] = self._given(list(table["size"]), right)
-        return table
+        sizes = self.sizes()
+        scores = {kind: [_at(getattr(self, kind), size) for size in sizes] for kind in KINDS}
+        given = {name: self._given(sizes, right) for name, right in (("known", True), ("unknown", False))}
+        return pd.DataFrame({"size": sizes, **scores, **given})
 
     def _given(self, sizes: list[int], right: bool) -> list[Estimate]:
         """By size: the share of multi-hop questions answered rightly of those whose fact is answered so directly."""
@@ -141,7 +140,7 @@ def section(evidence: Evidence) -> Section:
     numbers = pd.concat(data, ignore_index=True)
     return Section(
         TITLE,
-        lines=tuple(lines),
+        lines=tuple(dict.fromkeys(lines)),  # what is so of several curves is said once
         tables=(*tables, PUBLISHED),
         pictures=(
             Picture("new-knowledge", "New facts, asked directly and put together with old ones", READING, draw(told)),

@@ -1,6 +1,7 @@
 """New facts, direct and multi-hop: the invented world is what it says, and the instrument finds what is so."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from analysis.instruments import Evidence
 from analysis.new_knowledge import section, ways
 from harness.artifact import sha256_file
+from harness.compose import compose_cell
 from harness.engines.local import run_cells
+from harness.evaluate import load_task
 from harness.items import load_items
 from harness.plan import check, plan, to_run
 from harness.pocket import newfacts, tokenizer, world
@@ -69,6 +72,45 @@ def test_reasoning_adds_to_recall_nothing_but_how_facts_are_put_together():
         friend, attribute, value = row.answer.replace(":", "").split()
         assert friend == newfacts.old_friends()[row.person]
         assert value == OLD[friend].values[attribute]
+
+
+# ------------------------------------------------------------------------------------------------------- facts of yours
+
+
+@pytest.mark.parametrize(
+    ("said", "line", "last"),
+    [
+        ("Answer: Oslo", 1, 1),
+        ("She was born there.\nAnswer: oslo.", 1, 1),
+        ("Answer: Rome\nNo, wait.\nAnswer: Oslo\n", 1, 1),
+        ("Oslo", 0, 1),
+        ("Oslo is it.\nAnswer: Rome", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_local_files_of_facts_are_asked_and_scored(tmp_path, monkeypatch, said, line, last):
+    monkeypatch.setenv("FACTS_DIR", str(tmp_path))
+    fact = {
+        "fact": "f1",
+        "question": "Where was the new mayor born?",
+        "answer": "Oslo",
+        "told": "Zorb is the new mayor.",
+    }
+    for name in ("direct", "multihop", "direct_dev", "multihop_dev"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(fact) + "\n")
+    for name in ("direct", "multihop", "direct_dev", "multihop_dev", "direct_oracle", "multihop_oracle"):
+        cell = compose_cell(["method=base", f"evals=new_facts_{name}"])
+        ((full, task),) = cell.evals.items()
+        asked = load_task(full, task)["tasks"][full]
+        asked.build_all_requests()
+        (instance,) = asked.instances
+        assert ("Zorb is the new mayor." in instance.args[0]) == name.endswith("oracle")
+        assert instance.args[0].endswith('\nEnd with a line that is "Answer:" and the answer alone.')
+        instance.resps = [said]
+        asked.apply_filters()
+        for filter_, right in (("answer-line", line), ("last-line", last)):
+            assert asked.process_results(fact, [instance.filtered_resps[filter_]])["exact_match"] == right
+        assert asked.config.metadata["new_facts"] == name.split("_")[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
