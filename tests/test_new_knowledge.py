@@ -35,8 +35,8 @@ def test_no_document_and_no_reasoning_knows_a_newcomer():
     assert len(newfacts.newcomers()) == newfacts.NEWCOMERS
     assert not before & set(newfacts.newcomers())
     assert set(OLD) < before
-    asked = {word for what in newfacts.ROWS for split in ("dev", "test") for row in newfacts.rows(what, split)
-             for text in row.values() for word in tokenizer.words(text)}  # fmt: skip
+    every = (newfacts.rows(what, split) for what in (*newfacts.TRAINED, *newfacts.ASKED) for split in ("dev", "test"))
+    asked = {word for rows in every for row in rows for text in row.values() for word in tokenizer.words(text)}
     assert asked | before <= set(tokenizer.friends_vocabulary())
 
 

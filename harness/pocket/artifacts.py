@@ -235,7 +235,7 @@ class FriendsRows:
     split: str = "train"
 
     def __post_init__(self) -> None:
-        _one_of("what", self.what, tuple(newfacts.ROWS))
+        _one_of("what", self.what, (*newfacts.TRAINED, *newfacts.ASKED))
         _one_of("split", self.split, ("dev", "test") if self.what in newfacts.ASKED else ("train",))
 
     def identity(self) -> str:

@@ -133,18 +133,15 @@ def recall() -> Iterator[Row]:
             yield Row(text.asked(person, attribute, rng), person.values[attribute], person.name)
 
 
+TRAINED = {"news": told, "reasoning": reasoning, "recall": recall}
 ASKED = {"direct": direct, "multihop": multihop}
-ROWS = {"news": told, "reasoning": reasoning, "recall": recall, **ASKED}
 
 
 def rows(what: str, split: str) -> Iterator[dict[str, str]]:
     """In the shapes that fine-tuning data and lm-eval tasks have everywhere; `person` is whose friend it is about."""
-    if what in ASKED:
-        for row in ASKED[what](split):
-            yield {"question": row.question, "answer": row.answer, "person": row.person}
-    else:
-        for row in ROWS[what]():
-            yield {"prompt": row.question, "completion": row.answer, "person": row.person}
+    question, answer = ("question", "answer") if what in ASKED else ("prompt", "completion")
+    for row in ASKED[what](split) if what in ASKED else TRAINED[what]():
+        yield {question: row.question, answer: row.answer, "person": row.person}
 
 
 def _hops(name: str, friend: str) -> Iterator[tuple[str, str, str]]:
