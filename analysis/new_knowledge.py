@@ -50,27 +50,28 @@ PUBLISHED = Table(
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two tasks about the same facts."""
+class Asked:
+    """A task that says it asks for new facts."""
 
-    direct: str
-    multihop: str
-    facts: dict[str, tuple[str, ...]]  # by task: the fact of each item, in the order of `harness.items.Items`
+    task: str
+    kind: str
     in_prompt: bool  # whether the prompt tells the fact
-
-    @property
-    def name(self) -> str:
-        return f"{self.direct} and {self.multihop}"
 
 
 @dataclass(frozen=True)
 class Told:
-    """One way to tell the facts: its two curves."""
+    """One way to tell the facts: its two curves, and the fact of each item, in the items' order."""
 
     name: str
-    pair: Pair
     direct: Sampled
     multihop: Sampled
+    asked_for: tuple[str, ...]  # [n] items of `direct`
+    hung_on: tuple[str, ...]  # [n] items of `multihop`
+    in_prompt: bool
+
+    @property
+    def pair(self) -> str:
+        return f"{self.direct.series.task} and {self.multihop.series.task}"
 
     def sizes(self) -> list[int]:
         """0, the untouched base, if it was scored, and all sizes of which both curves have a point."""
@@ -92,7 +93,7 @@ class Told:
         asked = self.multihop.series.asked
         counted = [self._counts(size, right) for size in sizes]
         if asked is None or any(part is None for part in counted):
-            return [Estimate(why="answers were not kept by item")] * len(sizes)
+            return [Estimate(why="no run kept its answers to both, item by item")] * len(sizes)
         points = [_ratio(*part) for part in counted if part is not None]
         squares = Squares.of([point for point, size in zip(points, sizes, strict=True) if size and point.n])
         found, place = [], 0
@@ -118,10 +119,12 @@ class Told:
         one, other = _point(self.direct.series, size), _point(self.multihop.series, size)
         if one.items is None or other.items is None:
             return None
-        rows, facts = dict(zip(one.paths, one.items, strict=True)), self.pair.facts
+        rows = dict(zip(one.paths, one.items, strict=True))
         runs = [number for number, path in enumerate(other.paths) if path in rows]
-        column = {fact: i for i, fact in enumerate(facts[self.pair.direct])}
-        at = [column[fact] for fact in facts[self.pair.multihop]]
+        if not runs:  # each question was put to other runs
+            return None
+        column = {fact: i for i, fact in enumerate(self.asked_for)}
+        at = [column[fact] for fact in self.hung_on]
         said = np.stack([rows[other.paths[run]][at] for run in runs]) > 0.5
         those = (said == right).astype(float)
         return those * other.items[runs], those
@@ -132,9 +135,9 @@ def section(evidence: Evidence) -> Section:
     if not told:
         return Section(TITLE, absent=" ".join([ABSENT, *said]))
     tables, lines, data = [], list(said), []
-    for pair in {way.pair.name: way.pair for way in told}.values():
-        found = [(way, way.estimates) for way in told if way.pair is pair]
-        lines += _lines(pair, found)
+    for pair in dict.fromkeys(way.pair for way in told):
+        found = [(way, way.estimates) for way in told if way.pair == pair]
+        lines += _lines(found)
         tables.append(_table(pair, found))
         data += [_numbers(way, table) for way, table in found]
     numbers = pd.concat(data, ignore_index=True)
@@ -157,52 +160,68 @@ READING = (
 
 def ways(evidence: Evidence) -> tuple[list[Told], list[str]]:
     """All ways to tell facts that were asked for both ways; and in words what claims to be of them and is left out."""
-    pairs, said = _pairs(evidence)
-    return [way for pair in pairs for way in _ways(evidence, pair)], said
+    asked, said = _asked(evidence)
+    told = [way for one in asked for way in _ways(evidence, one, asked, said)]
+    return sorted(told, key=lambda way: way.pair), list(dict.fromkeys(said))
 
 
-def _pairs(evidence: Evidence) -> tuple[list[Pair], list[str]]:
-    """What can be paired, and in words what claims to ask for new facts and cannot."""
-    done = evidence.frame[(evidence.frame["status"] == "ok") & (evidence.frame["probe"] == "")]
-    about: dict[str, tuple[str, bool]] = {}
-    facts: dict[str, tuple[str, ...]] = {}
-    said = []
-    for task, rows in done[done["headline"].astype(bool)].groupby("task", sort=True):
-        row = rows.iloc[0]
-        asked = newest_identities(evidence.root / row["path"])[str(task)]["task"]
-        marks = asked.get("metadata") or {} if isinstance(asked, dict) else {}
+def _asked(evidence: Evidence) -> tuple[list[Asked], list[str]]:
+    """The tasks that ask for new facts, and in words what claims to and does not say how."""
+    done = evidence.plain[evidence.plain["status"].eq("ok") & evidence.plain["headline"].eq(True)]
+    found, said = [], []
+    for name, rows in done.groupby("task", sort=True):
+        task = newest_identities(evidence.root / rows["path"].iloc[0])[str(name)]["task"]
+        marks = (task.get("metadata") or {}) if isinstance(task, dict) else {}
         if "new_facts" not in marks:
             continue
-        if marks["new_facts"] not in KINDS or "cluster" not in marks:
-            said.append(f"{task} is left out: its metadata needs new_facts, direct or multihop, and a cluster.")
-            continue
-        about[str(task)] = marks["new_facts"], marks.get("told") == "prompt"
-        kept = answers(evidence.root, row["path"], str(task), row["eval_fingerprint"])
-        kept = sorted((r for r in kept if r["filter"] == row["filter"]), key=lambda r: (r["task"], r["item"]))
-        facts[str(task)] = tuple(str(r["cluster"]) for r in kept)
-    pairs = []
-    for multihop in (task for task, (kind, _) in about.items() if kind == "multihop"):
-        alike = [t for t, mark in about.items() if mark == ("direct", about[multihop][1])]
-        direct = next((t for t in alike if set(facts[t]) >= set(facts[multihop])), None)
-        if direct is None:
-            said.append(f"{multihop} is left out: no evaluation asks directly for the facts that it puts together.")
-        elif len(set(facts[direct])) < len(facts[direct]):
-            said.append(f"{multihop} is left out: {direct} asks for a fact more than once.")
+        if marks["new_facts"] in KINDS and "cluster" in marks:
+            found.append(Asked(str(name), marks["new_facts"], marks.get("told") == "prompt"))
         else:
-            pairs.append(Pair(direct, multihop, {t: facts[t] for t in (direct, multihop)}, about[multihop][1]))
-    return pairs, said
+            said.append(f"{name} is left out: its metadata needs new_facts, direct or multihop, and a cluster.")
+    return found, said
 
 
-def _ways(evidence: Evidence, pair: Pair) -> Iterator[Told]:
-    mine = evidence.frame["task"].isin([pair.direct, pair.multihop]) & evidence.frame["headline"].eq(True)
-    curves = [Sampled(s, draws(s)) for s in collect(evidence.frame[mine], evidence.items)]
+def _ways(evidence: Evidence, multihop: Asked, asked: Sequence[Asked], said: list[str]) -> Iterator[Told]:
+    """The ways of one multi-hop task, with every task that asks directly for its facts; `said` gets why none does."""
+    if multihop.kind != "multihop":
+        return
+    direct = [one for one in asked if (one.kind, one.in_prompt) == ("direct", multihop.in_prompt)]
+    names = [multihop.task, *(one.task for one in direct)]
+    mine = evidence.plain["task"].isin(names) & evidence.plain["headline"].eq(True)
+    series = collect(evidence.plain[mine], evidence.items)
+    said += [
+        f"{s.name} is left out of {s.task}: its answers were not kept item by item." for s in series if not s.asked
+    ]
+    curves = [Sampled(s, draws(s)) for s in series if s.asked]
+    if not curves:
+        return
     shown = shown_variants(curves)
-    by_task: dict[str, dict[tuple[str, ...], Sampled]] = {pair.direct: {}, pair.multihop: {}}
-    for curve in curves:
-        by_task[curve.series.task][curve.series.key[:4]] = curve
-    for key in sorted(set(by_task[pair.direct]) & set(by_task[pair.multihop])):
-        direct, multihop = by_task[pair.direct][key], by_task[pair.multihop][key]
-        yield Told(f"{key[2]} {shown[direct.series.key]}".strip(), pair, direct, multihop)
+    matched = False
+    for there in (curve for curve in curves if curve.series.task == multihop.task):
+        hung_on = _facts(evidence, there.series)
+        for here in (c for c in curves if c.series.key[:4] == there.series.key[:4] and c is not there):
+            asked_for = _facts(evidence, here.series)
+            if not set(asked_for) >= set(hung_on):
+                continue
+            matched = True
+            if len(set(asked_for)) < len(asked_for):
+                said.append(f"{multihop.task} is left out: {here.series.task} asks for a fact more than once.")
+                continue
+            name = f"{there.series.method} {shown[there.series.key]}".strip()
+            way = Told(name, here, there, asked_for, hung_on, multihop.in_prompt)
+            if way.sizes():
+                yield way
+    if not matched:
+        said.append(f"{multihop.task} is left out: no evaluation asks directly for the facts that it puts together.")
+
+
+def _facts(evidence: Evidence, series: Series) -> tuple[str, ...]:
+    """The fact of each item, in the order of `harness.items.Items`; all cells of a curve were asked the same."""
+    path, task = series.points[0].paths[0], series.task
+    rows = evidence.frame[(evidence.frame["path"] == path) & (evidence.frame["task"] == task)]
+    kept = answers(evidence.root, path, task, rows["eval_fingerprint"].iloc[0])
+    kept = [row for row in kept if row["filter"] == series.filter]
+    return tuple(str(row["cluster"]) for row in sorted(kept, key=lambda row: (row["task"], row["item"])))
 
 
 def _point(series: Series, size: int) -> Point:
@@ -242,26 +261,25 @@ def _differences(told: Sequence[Told]) -> list[paired.Comparison]:
     return paired.holm(found)
 
 
-def _lines(pair: Pair, found: list[tuple[Told, pd.DataFrame]]) -> Iterator[str]:
-    facts, questions = len(set(pair.facts[pair.multihop])), len(pair.facts[pair.multihop])
-    where = "told in the prompt" if pair.in_prompt else "told by training"
+def _lines(found: Sequence[tuple[Told, pd.DataFrame]]) -> Iterator[str]:
+    first = found[0][0]
+    where = "told in the prompt" if first.in_prompt else "told by training"
     yield (
-        f"{pair.direct} and {pair.multihop} ask for the same {facts:,} facts, {where}, "
-        f"the second in {questions:,} questions."
+        f"{first.direct.series.task} and {first.multihop.series.task} ask for the same {len(set(first.hung_on)):,} "
+        f"facts, {where}, the second in {len(first.hung_on):,} questions."
     )
     for way, table in found:
-        last = table.iloc[-1]
-        series = way.direct.series
+        last, base = table.iloc[-1], way.direct.series.base
         yield (
-            f"{series.base}, {way.name} on {last['size']:,} of {series.data}: direct {last['direct'].words()}, "
+            f"{base}, {way.name} on {last['size']:,} of {way.direct.series.data}: direct {last['direct'].words()}, "
             f"multi-hop {last['multihop'].words()}; where the direct answer is right, {last['known'].words()}."
         )
-        yield from way.direct.series.cautions()
-    for difference in _differences([way for way, _ in found]):
-        yield difference.words()
+        cautions = [*way.direct.series.cautions(), *way.multihop.series.cautions()]
+        yield from (f"{base}, {way.name}: {caution}" for caution in dict.fromkeys(cautions))
+    yield from (difference.words() for difference in _differences([way for way, _ in found]))
 
 
-def _table(pair: Pair, found: list[tuple[Told, pd.DataFrame]]) -> Table:
+def _table(pair: str, found: Sequence[tuple[Told, pd.DataFrame]]) -> Table:
     rows = []
     for way, table in found:
         for row in table.to_dict("records"):
@@ -277,7 +295,7 @@ def _table(pair: Pair, found: list[tuple[Told, pd.DataFrame]]) -> Table:
         "multi-hop, direct wrong",
     )
     note = "Scores with 95% intervals over runs and facts. A fact that is in no example can only be guessed."
-    return Table(f"{pair.name}: scores by number of facts told", columns, tuple(rows), note)
+    return Table(f"{pair}: scores by number of examples", columns, tuple(rows), note)
 
 
 ESTIMATED = (*KINDS, "known", "unknown")
@@ -295,7 +313,7 @@ def _numbers(way: Told, table: pd.DataFrame) -> pd.DataFrame:
             "data": series.data,
             "method": series.method,
             "variant": series.variant,
-            "pair": way.pair.name,
+            "pair": way.pair,
             "size": row["size"],
             "score": kind,
             "value": row[kind].value,
@@ -313,7 +331,7 @@ def draw(told: Sequence[Told]) -> Figure:
     """A row of three panels for each base, data and pair of tasks; a line for each way to tell."""
     groups: dict[tuple[str, str, str], list[Told]] = {}
     for way in told:
-        groups.setdefault((way.direct.series.base, way.direct.series.data, way.pair.name), []).append(way)
+        groups.setdefault((way.direct.series.base, way.direct.series.data, way.pair), []).append(way)
     names = [{k: getattr(w.direct.series, k) for k in ("base", "data", "method", "variant")} for w in told]
     style = Style.of(pd.DataFrame(names).drop_duplicates())
     figure = Figure(figsize=(10.4, 3.1 * len(groups) + 0.5), layout="constrained", facecolor=PAPER)
@@ -339,6 +357,6 @@ def draw(told: Sequence[Told]) -> Figure:
             axes.minorticks_off()
             axes.set_ylim(-0.04, 1.04)
             axes.axhline(0, color=SOFT, linewidth=0.7)
-    figure.supxlabel("examples that tell new facts", fontsize=9.5, color=INK)
+    figure.supxlabel("examples trained on", fontsize=9.5, color=INK)
     legend(figure, handles.values(), min(3, len(handles)))
     return figure
