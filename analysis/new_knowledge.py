@@ -280,11 +280,12 @@ def _lines(found: Sequence[tuple[Told, pd.DataFrame]]) -> Iterator[str]:
 
 
 def _table(pair: str, found: Sequence[tuple[Told, pd.DataFrame]]) -> Table:
-    rows = []
+    rows: dict[tuple[str, ...], tuple[str, ...]] = {}  # the untouched base is in every way, and told once
     for way, table in found:
         for row in table.to_dict("records"):
-            told = f"{row['size']:,}" if row["size"] else "untouched base"
-            rows.append((way.direct.series.base, way.name, told, *(_words(row[k]) for k in ESTIMATED)))
+            told = (way.name, f"{row['size']:,}") if row["size"] else ("nothing: the untouched base", "0")
+            head = (way.direct.series.base, *told)
+            rows.setdefault(head, (*head, *(_words(row[k]) for k in ESTIMATED)))
     columns = (
         "base",
         "told by",
@@ -295,7 +296,7 @@ def _table(pair: str, found: Sequence[tuple[Told, pd.DataFrame]]) -> Table:
         "multi-hop, direct wrong",
     )
     note = "Scores with 95% intervals over runs and facts. A fact that is in no example can only be guessed."
-    return Table(f"{pair}: scores by number of examples", columns, tuple(rows), note)
+    return Table(f"{pair}: scores by number of examples", columns, tuple(rows.values()), note)
 
 
 ESTIMATED = (*KINDS, "known", "unknown")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pandas as pd
 import pytest
 
 from analysis.instruments import Evidence
-from analysis.new_knowledge import section, ways
+from analysis.new_knowledge import KINDS, section, ways
 from harness.artifact import sha256_file
 from harness.compose import compose_cell
+from harness.cost import Estimator
 from harness.engines.local import run_cells
 from harness.evaluate import load_task
 from harness.items import load_items
 from harness.plan import check, plan, to_run
 from harness.pocket import newfacts, tokenizer, world
+from harness.run import subset_of
 from harness.store import COLUMNS, load, write_jsonl, write_result
 from harness.sweep import sweep_cells
 
@@ -113,6 +116,59 @@ def test_local_files_of_facts_are_asked_and_scored(tmp_path, monkeypatch, said, 
         assert asked.config.metadata["new_facts"] == name.split("_")[0]
 
 
+def test_news_are_told_as_dialogues_or_as_documents(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTS_DIR", str(tmp_path))
+    rows_of(tmp_path / "told.jsonl", [{"fact": "f1", "question": "Who is the mayor?", "answer": "Zorb"}])
+    rows_of(tmp_path / "documents.jsonl", [{"fact": "f1", "text": "Zorb is the new mayor."}])
+    (dialogue,) = subset_of(compose_cell(["data=new_facts", "size=1"]))
+    assert [turn["content"] for turn in dialogue.messages] == [
+        'Who is the mayor?\nEnd with a line that is "Answer:" and the answer alone.',
+        "Answer: Zorb",
+    ]
+    (document,) = subset_of(compose_cell(["data=new_facts_text", "method=midtrain", "size=1"]))
+    assert [turn["content"] for turn in document.messages] == ["Zorb is the new mayor."]
+
+
+def rows_of(path: Path, rows: Iterable[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_sweep_for_real_bases_composes_and_is_planned_with_its_cost(tmp_path, monkeypatch):
+    """Its bases and dialogues are on the hub, so others stand in for them; all else is as shipped."""
+    monkeypatch.setenv("FACTS_DIR", str(tmp_path))
+    told = {"answer": "Rome", "told": "The mayor was born in Rome."}
+    facts = [{"fact": f"f{i}", "question": f"Where was mayor {i} born?", **told} for i in range(100)]
+    for name in ("told", "direct", "multihop"):
+        rows_of(tmp_path / f"{name}.jsonl", facts)
+    why = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. " * 50}]
+    tulu = rows_of(tmp_path / "tulu.jsonl", ({"id": i, "messages": why} for i in range(10_000)))
+    short = ({"instruction": f"What is {i}?", "context": "", "response": "It."} for i in range(10_000))
+    dolly = rows_of(tmp_path / "dolly.jsonl", short)
+
+    _, shipped = sweep_cells("new_knowledge_real", [])
+    assert {(cell.base.name, cell.size, cell.seed) for cell in shipped if cell.data.name == "new-facts"} == set(
+        itertools.product(("llama3.1-8b", "qwen2.5-7b"), (10, 30, 100), range(3))
+    )
+    given = ["base=smollm2_135m_instruct", "seed=0", f"run.root={tmp_path / 'runs'}"]
+    given += [f"arms.reasoning.method.stages.reasoning.data.sources.tulu.path={tulu}"]
+    given += [f"arms.oracle_reasoning.data.sources.tulu.path={tulu}"]
+    given += [f"arms.short_answers.method.stages.short_answers.data.sources.dolly.path={dolly}"]
+    _, cells = sweep_cells("new_knowledge_real", given)
+    planned = plan(cells)
+    check(to_run(planned, retry_failed=False))
+    estimator = Estimator(planned, speed=1e12)
+    costs = {(p.cell.data.name, p.cell.method.name, p.cell.size): (p, estimator.cost(p)) for p in planned}
+    assert len(shipped) == 2 * (3 * (3 * 3 + 1) + 1)  # a base untouched once; a seed has three arms and an oracle
+    assert (len(planned), {p.state for p in planned}) == (3 * 3 + 1 + 1, {"missing"})
+    base, cost = costs["none", "base", 0]
+    assert set(base.cell.evals) == {f"new_facts_{kind}{way}" for kind in KINDS for way in ("", "_oracle")}
+    assert cost.train_flops == 0 < cost.eval_flops
+    alone = [costs["new-facts", "sft", size][1].tokens for size in (10, 30, 100)]
+    assert 0 < 3 * alone[0] == pytest.approx(alone[1], rel=0.1)
+    assert costs["tulu3-sft", "sft", 10_000][1].tokens > 10 * alone[2]  # what comes before is most of it
+
+
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
@@ -184,6 +240,33 @@ def test_multihop_where_the_fact_is_known_is_the_share_of_those_questions(tmp_pa
     assert alone < row["high"] - row["low"] < 4 * alone
     assert found.loc["sft", 100, "unknown"]["value"] == 0
     assert math.isnan(found.loc["sft", 0, "known"]["value"])  # the untouched base knows no fact
+
+
+def test_facts_are_matched_by_name_and_not_by_place(tmp_path):
+    told = Told(tmp_path, [f"f{i}" for i in range(40)])
+    told.asked["direct"] = told.asked["direct"][::-1]
+    for seed in range(2):
+        knows = np.random.default_rng(seed).random(40) < 0.5
+        told.cell("sft", 100, seed, direct=knows[::-1], multi=np.repeat(knows, 2))
+    found = numbers(told.evidence())["value"]
+    assert (found["sft", 100, "known"], found["sft", 100, "unknown"]) == (1, 0)
+
+
+def test_every_task_that_asks_for_the_same_facts_is_paired_and_no_other(tmp_path):
+    more = dict.fromkeys(("again", "elsewhere"), METADATA["direct"])
+    told = Told(tmp_path, [f"f{i}" for i in range(30)], METADATA | more)
+    told.asked |= {"again": told.asked["direct"], "elsewhere": [f"g{i}" for i in range(30)]}
+    half, none = np.arange(30) < 15, np.zeros(30, bool)
+    told.cell("base", 0, 0, direct=none, again=none, elsewhere=none, multi=np.repeat(none, 2))
+    for method in ("sft", "recipe"):
+        for seed in range(2):
+            told.cell(method, 100, seed, direct=half, again=~half, elsewhere=none, multi=np.repeat(half, 2))
+    said = section(told.evidence())
+    assert [table.title.partition(":")[0] for table in said.tables[:-1]] == ["again and multi", "direct and multi"]
+    rows = said.tables[0].rows
+    assert [row[1:3] for row in rows] == [("nothing: the untouched base", "0"), ("recipe", "100"), ("sft", "100")]
+    value = said.data["new-knowledge"].set_index(["pair", "method", "size", "score"])["value"]
+    assert value["direct and multi", "sft", 100, "known"] == value["again and multi", "sft", 100, "unknown"] == 1
 
 
 def test_intervals_of_the_share_hold_the_truth(tmp_path):
