@@ -74,9 +74,10 @@ Instrument = Callable[[Evidence], Section]
 
 def instruments() -> tuple[Instrument, ...]:
     """In the page's order."""
-    from analysis import anatomy, bits, forgetting, pass_at_k, perplexity, shift  # each imports what stands above
+    from analysis import anatomy, bits, forgetting, new_knowledge, pass_at_k, perplexity, shift  # each imports this
 
-    return (pass_at_k.section, shift.section, anatomy.section, perplexity.section, forgetting.section, bits.section)
+    looks = (pass_at_k, shift, anatomy, perplexity, forgetting, new_knowledge, bits)
+    return tuple(look.section for look in looks)
 
 
 def sections(evidence: Evidence) -> list[Section]:

@@ -4,6 +4,24 @@ It lets the whole harness be tried, tested and judged offline within minutes: a 
 are elicited and the rule is taught, because here we know that it is so.
 """
 
-from harness.pocket.artifacts import PocketBase, PocketDocuments, PocketPairs, PocketRows, TablesBase, TablesRows
+from harness.pocket.artifacts import (
+    FriendsBase,
+    FriendsRows,
+    PocketBase,
+    PocketDocuments,
+    PocketPairs,
+    PocketRows,
+    TablesBase,
+    TablesRows,
+)
 
-__all__ = ["PocketBase", "PocketDocuments", "PocketPairs", "PocketRows", "TablesBase", "TablesRows"]
+__all__ = [
+    "FriendsBase",
+    "FriendsRows",
+    "PocketBase",
+    "PocketDocuments",
+    "PocketPairs",
+    "PocketRows",
+    "TablesBase",
+    "TablesRows",
+]

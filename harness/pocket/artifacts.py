@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.artifact import build_once, cache_dir
 from harness.errors import HarnessError
-from harness.pocket import corpus, pretrain, rows, tables, text, tokenizer, world
+from harness.pocket import corpus, newfacts, pretrain, rows, tables, text, tokenizer, world
 
 VERSION = 1
 """Raised by hand when code changes a result that no constant below shows."""
@@ -19,6 +19,7 @@ BASES = {
     "lists": pretrain.Recipe(hidden=80, layers=3, heads=4, feed_forward=240, steps=1500, learning_rate=3e-3),
 }
 TABLES = replace(BASES["m"], steps=3200)
+FRIENDS = BASES["m"]
 HELD_OUT = 1  # the seed of documents that no base was pretrained on
 TASKS, SPLITS, FORMS = ("facts", "rule"), ("train", "dev", "test"), ("chat", "quiz", "list", "sentence")
 
@@ -195,6 +196,59 @@ class TablesRows:
         names = ("prompt", "completion", "cell") if self.split == "train" else ("question", "answer", "cell")
         asked = tables.Tables(self.world).questions(self.thing, self.split, self.form)
         lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in asked]
+        (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class FriendsBase:
+    """A base of about 1M parameters that knows old people, their city, job and friend, and of no newcomer."""
+
+    def identity(self) -> str:
+        return _digest(
+            kind="friends base",
+            recipe=asdict(FRIENDS),
+            vocabulary=tokenizer.friends_vocabulary(),
+            chat_template=tokenizer.CHAT_TEMPLATE,
+            context=tokenizer.CONTEXT,
+            newfacts=newfacts.constants(),
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its weights, by name; nothing is built."""
+        return pretrain.shapes(FRIENDS, len(tokenizer.friends_vocabulary()))
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"friends-{self.identity()[:12]}"
+        return build_once(folder, self._pretrain)
+
+    def _pretrain(self, folder: Path) -> None:
+        words = tokenizer.build_tokenizer(tokenizer.friends_vocabulary())
+        pretrain.pretrain(FRIENDS, words, newfacts.documents(FRIENDS.seed), folder)
+
+
+@dataclass(frozen=True)
+class FriendsRows:
+    """A JSONL file: rows to train on (``news``, ``reasoning``, ``recall``) or items to ask (``direct``, ``multihop``).
+
+    Of the items there are those of ``dev``, by which every choice is made, and of ``test``, which is for reporting.
+    """
+
+    what: str
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        _one_of("what", self.what, (*newfacts.TRAINED, *newfacts.ASKED))
+        _one_of("split", self.split, ("dev", "test") if self.what in newfacts.ASKED else ("train",))
+
+    def identity(self) -> str:
+        return _digest(kind="friends rows", **asdict(self), newfacts=newfacts.constants())
+
+    def path(self) -> Path:
+        folder = cache_dir() / "pocket" / f"friends-{self.what}-{self.split}-{self.identity()[:12]}"
+        return build_once(folder, self._write) / "rows.jsonl"
+
+    def _write(self, folder: Path) -> None:
+        lines = [json.dumps(row) + "\n" for row in newfacts.rows(self.what, self.split)]
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

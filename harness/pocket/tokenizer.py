@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from harness.pocket import tables, text, world
+from harness.pocket import newfacts, tables, text, world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,6 +45,14 @@ def tables_vocabulary() -> list[str]:
     """The same of the worlds of `harness.pocket.tables`."""
     known = {word for template in tables.templates() for word in words(template)}
     known.update(tables.THINGS, tables.JOBS, tables.CITIES, tables.PETS, world.ATTRIBUTES["colour"])
+    return [*SPECIAL, *sorted(known)]
+
+
+def friends_vocabulary() -> list[str]:
+    """The same of the world of `harness.pocket.newfacts`, newcomers included."""
+    known = {word for template in newfacts.templates() for word in words(template)}
+    known.update(newfacts.TOLD_OF, newfacts.newcomers(), (person.name for person in world.people()))
+    known.update(value for attribute in newfacts.HOPS for value in world.ATTRIBUTES[attribute])
     return [*SPECIAL, *sorted(known)]
 
 
