@@ -9,6 +9,8 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
+import itertools
+import json
 import logging
 import random
 import sys
@@ -218,6 +220,19 @@ def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -
             tokenizer_name="",
         )
         return member.instances[0].args[0]
+
+
+def questions(name: str, task: Task) -> dict[tuple[str, int], tuple[str, str]]:
+    """By member task and item, as kept answers name them: the question by itself, without examples or a chat template,
+    and lm-eval's hash of the item."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    found = {}
+    for member_name, member in load_task(name, task)["tasks"].items():
+        for item, doc in enumerate(itertools.islice(member.eval_docs, task.limit)):
+            text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+            found[member_name, item] = str(member.doc_to_text(doc)), hash_string(text)
+    return found
 
 
 _loaded: dict[str, "TaskDict"] = {}
