@@ -5,6 +5,7 @@ Newton's method, for many resamples at once. A tie is half a win for both. Who w
 strong, so each player has `PRIOR` further matches, half won, against one of average strength.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,8 @@ def rank(
     np.add.at(wins, (cluster, first, second), won)
     np.add.at(wins, (cluster, second, first), 1 - won)
     values = strengths(wins.sum(axis=0))
-    times = times_drawn("".join(f"{len(name):x}" for name in players).ljust(16, "0"), len(names), n, seed)
+    mark = hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
+    times = times_drawn(mark, len(names), n, seed)
     flat = wins.reshape(len(names), -1).astype(np.float32)
     parts = (times[k : k + 128].astype(np.float32) @ flat for k in range(0, n, 128))
     drawn = np.concatenate([strengths(p.reshape(-1, *wins.shape[1:]).astype(float)) for p in parts])

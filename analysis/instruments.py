@@ -74,9 +74,9 @@ Instrument = Callable[[Evidence], Section]
 
 def instruments() -> tuple[Instrument, ...]:
     """In the page's order."""
-    from analysis import anatomy, bits, forgetting, perplexity  # each imports what stands above
+    from analysis import anatomy, arena, bits, forgetting, perplexity  # each imports what stands above
 
-    return (anatomy.section, perplexity.section, forgetting.section, bits.section)
+    return (arena.section, anatomy.section, perplexity.section, forgetting.section, bits.section)
 
 
 def sections(evidence: Evidence) -> list[Section]:

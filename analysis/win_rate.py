@@ -5,8 +5,8 @@ order, is a tie, which is half a win: a judge that looks at the place alone then
 2023, arXiv:2306.05685, section 3.4). Standard errors are over items, summed within clusters (Miller 2024,
 arXiv:2411.00640).
 
-**At equal length**: judges prefer longer answers. Dubois et al. (2024, arXiv:2404.04475) fit the probability of a win as
-``expit(a + b tanh(d / sd(d)))``, d being the difference in length (here in words), and take it at d = 0. Left out is
+**At equal length**: judges prefer longer answers. Dubois et al. (2024, arXiv:2404.04475) fit the probability of a win
+as ``expit(a + b tanh(d / sd(d)))``, d being the difference in length (here in words), and take it at d = 0. Left out is
 their term for how hard an instruction is, which needs many models on the same instructions. A weak normal prior of
 standard deviation `WIDE` on both keeps them finite where one side wins everything or length foretells every verdict.
 """
@@ -43,7 +43,12 @@ def mean(values: np.ndarray, clusters: np.ndarray) -> Rate:
 
 
 def at_equal_length(values: np.ndarray, longer: np.ndarray, clusters: np.ndarray) -> Rate:
-    """As `mean`, with by how many words the answer was longer, [m]. The error is the sandwich's, by the delta method."""
+    """As `mean`, with by how many words the answer was longer, [m]. The error is the sandwich's, by the delta method.
+
+    Where all matches ended alike there is nothing that length could explain, and it is their mean.
+    """
+    if values.min() == values.max():
+        return mean(values, clusters)
     spread = longer.std()
     x = np.stack([np.ones(len(values)), np.tanh(longer / spread) if spread else np.zeros(len(values))], axis=1)
     beta, prior = np.zeros(2), np.eye(2) / WIDE**2

@@ -26,7 +26,8 @@ class Judging:
     """One judge, one prompt, the answers of one evaluation.
 
     `about` has ``task``, ``mark`` (the evaluation's fingerprint), ``judge`` (`harness.judge.Judge.identity`), its
-    ``name``, ``against`` and counts: ``calls``, of which ``left`` have no answer yet and ``refused`` none for what was asked.
+    ``name``, ``against`` and counts: ``matches``, ``calls``, and of these ``left``, which have no reply, and among
+    them ``refused``.
 
     `lines`, each with ``item`` (its place among ``items``), ``cluster``, ``one`` and ``other``, the players (`other` is
     empty where an answer was rated by itself), ``words`` of their answers, ``same`` where these are equal, so that

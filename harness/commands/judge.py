@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> int:
         "judge",
         "Have the answers of all finished cells below RUNS compared by a language model: with their untouched base or "
         "the reference, and with each other. judge=alpaca_eval, mt_bench or likert is what it is asked (conf/judge/). "
-        "Its replies are kept in RUNS/.judge; none is asked for twice, and what an outage leaves the same command does.",
-        "harness judge runs/mine --task lima_test judge.url=http://127.0.0.1:8000/v1 judge.model=name",
+        "Its replies are kept in RUNS/.judge; none is asked for twice. After an outage the same command goes on.",
+        "harness judge runs/mine --task lima judge.url=http://127.0.0.1:8000/v1 judge.model=name",
     )
     parser.add_argument("runs", metavar="RUNS", type=Path)
     parser.add_argument("--task", required=True, metavar="NAME", help="the evaluation whose kept answers are judged")
