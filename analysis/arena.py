@@ -77,6 +77,7 @@ def _part(evidence: Evidence, judging: Judging, stem: str) -> Part:
     rates = pd.DataFrame(_rates(cells, matches, judging))
     if len(rates):
         both = points(pd.concat([rates, cells], ignore_index=True))
+        both["shown"] = telling(both)["variant"]
         part.lines.extend(_largest(both, judging))
         part.tables.append(_beside(both, rates, judging, who))
         part.data[stem] = both
@@ -85,7 +86,9 @@ def _part(evidence: Evidence, judging: Judging, stem: str) -> Part:
             reading = "Left and right are the same cells: what the judge says, and their score on the task."
             part.pictures.append(Picture(stem, f"{who}, and the score", reading, curves.draw(drawn)))
     usable = matches[matches["won"].notna()]
-    if judging.pairwise and len(usable) and len(set(usable["one"]) | set(usable["other"])) > 2:
+    if judging.pairwise and (usable["won"] == 0.5).all():
+        part.lines.append("No match was decided, so nobody is ranked.")
+    elif judging.pairwise and len(set(usable["one"]) | set(usable["other"])) > 2:
         one, other, cluster = (usable[name].to_numpy() for name in ("one", "other", "cluster"))
         ranking = rank(one, other, usable["won"].to_numpy(float), cluster)
         _add_ranking(part, ranking, cells, stem, who)
@@ -172,10 +175,9 @@ def _rates(cells: pd.DataFrame, matches: pd.DataFrame, judging: Judging) -> Iter
                 mine = mine[mine["other"].isin(own)]
             found = _both(mine) if len(mine) else {}
         for metric, rate in found.items():
-            told = not (rate.stderr == 0 and 0 < rate.value < 1)  # all ties: that is no certainty
             yield {
                 **dict(cell.items()), "metric": metric, "filter": judging.style, "score": rate.value, "n_items": rate.n,
-                "stderr": rate.stderr if told else math.nan, "headline": metric != EVEN, "higher_is_better": True,
+                "stderr": rate.stderr, "headline": metric != EVEN, "higher_is_better": True,
                 "longer": mine["longer"].median() if judging.pairwise else math.nan,
             }  # fmt: skip
 
@@ -216,7 +218,7 @@ def _largest(both: pd.DataFrame, judging: Judging) -> Iterator[str]:
     score = _score_metric(both)
     for row in judged.groupby(CURVE, sort=True).tail(1).to_dict("records"):
         key = tuple(row[name] for name in [*CURVE[:4], "size"])
-        name = " ".join(filter(None, [row["base"], row["method"], row["variant"], "on", row["data"]]))
+        name = " ".join(filter(None, [row["base"], row["method"], row["shown"], "on", row["data"]]))
         text = f"{name}, {row['size']:,} examples: "
         if row["metric"] == WIN:
             text += f"it wins {_interval(row)} of comparisons with {_whom(judging)}, "
@@ -231,8 +233,7 @@ def _largest(both: pd.DataFrame, judging: Judging) -> Iterator[str]:
 def _beside(both: pd.DataFrame, rates: pd.DataFrame, judging: Judging, who: str) -> Table:
     """Every point: what the judge says beside the score."""
     score, rows = _score_metric(both), []
-    shown = telling(both)["variant"]
-    judged = both[both["metric"].isin([WIN, RATING])].assign(shown=shown, sized=has_sizes(both))
+    judged = both[both["metric"].isin([WIN, RATING])].assign(sized=has_sizes(both))
     judged = judged.sort_values(["base", "sized", *CURVE[1:4], "size"])  # the untouched base before its cells
     longer = rates.groupby([*CURVE[:4], "size"])["longer"].median()
     for row in judged.to_dict("records"):

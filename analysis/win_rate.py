@@ -11,6 +11,7 @@ their term for how hard an instruction is, which needs many models on the same i
 standard deviation `WIDE` on both keeps them finite where one side wins everything or length foretells every verdict.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +39,15 @@ def outcome(verdicts: list[float | None]) -> float | None:
 
 
 def mean(values: np.ndarray, clusters: np.ndarray) -> Rate:
-    """Of m matches what was won [m], and the cluster of each item [m]."""
-    return Rate(float(values.mean()), float(np.sqrt(clustered(values, _asked(clusters)))), len(values))
+    """Of m matches what was won [m], and the cluster of each item [m].
+
+    Of nothing but ties the error is as if two more had been won and two lost, as Agresti and Coull (1998) have it of
+    proportions: that no match was decided does not mean that none could be.
+    """
+    n, middle = len(values), float(values.mean())
+    if values.min() == values.max() and 0 < middle < 1:
+        return Rate(middle, 1 / math.sqrt(n * (n + 4)), n)
+    return Rate(middle, float(np.sqrt(clustered(values, _asked(clusters)))), n)
 
 
 def at_equal_length(values: np.ndarray, longer: np.ndarray, clusters: np.ndarray) -> Rate:

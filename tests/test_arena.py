@@ -244,10 +244,14 @@ def test_a_judge_that_looks_at_the_place_wins_nothing_for_anybody_and_is_said_so
     found = arena.section(sweep_judged(tmp_path, lambda first, second: "A"))
     table = next(t for t in found.tables if "beside the score" in t.title)
     assert {row[2].split()[0] for row in table.rows} == {"0.50"}
+    low, high = map(float, table.rows[0][2].split("[")[1].strip("]").split(", "))
+    assert low < 0.5 < high, "which is no certainty"
     text = " ".join(found.lines)
     assert "100% were told otherwise" in text
     assert "shown first won 100% of verdicts" in text
     assert "follows the place more than the answers" in text
+    assert "No match was decided, so nobody is ranked." in text
+    assert len(found.pictures) == 1
 
 
 def test_replies_that_say_nothing_are_counted_and_left_out(tmp_path):

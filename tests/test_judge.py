@@ -459,7 +459,8 @@ def test_from_a_sweep_to_verdicts_on_the_page(harness, config_dir, tmp_path, mon
         text = text.replace(old, new)
     (config_dir / "evals" / "open.yaml").write_text(text)
     small = ["~arms.icl", "~arms.again", "arms.sft.base=tiny", "arms.sft.seed=0", "evals=open"]
-    assert harness("sweep", "mine", *small)[0] == 0
+    status, _, err = harness("sweep", "mine", *small)
+    assert status == 0, err
     frame = load(Path("runs/mine"))
     assert set(frame["metric"]) == {"words"}
     assert set(frame["probe"]) == {"Written"}
@@ -506,7 +507,8 @@ def test_questions_are_those_that_were_asked_or_none(harness, config_dir):  # no
         "arms.sft.size=4",
         "evals.quiz.limit=3",
     ]
-    assert harness("sweep", "mine", *small)[0] == 0
+    status, _, err = harness("sweep", "mine", *small)
+    assert status == 0, err
     with serving(by_length) as server:
         ask = ["judge", "runs/mine", "--task", "quiz", f"judge.url={server.url}", "judge.model=longest", "--dry-run"]
         status, out, err = harness(*ask)
