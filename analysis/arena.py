@@ -35,6 +35,7 @@ PUBLISHED = (
 )
 WIN, EVEN, RATING = "win_rate", "win_rate_at_equal_length", "rating"
 Row = dict[Hashable, Any]  # of a table
+WORDS = "words"  # what `harness.probes.written` scores where a task has no metric
 SHOWN = 40  # players of a ranking in its figure
 
 
@@ -226,7 +227,8 @@ def _largest(both: pd.DataFrame, judging: Judging) -> Iterator[str]:
         else:
             text += f"rated {_interval(row)}"
         if score and (beside := _at(both, key, score)):
-            text += f"; its score is {_interval(beside)} ({ruler(score, beside['filter'])})"
+            what = "the words of its answers are" if score == WORDS else "its score is"
+            text += f"; {what} {_interval(beside)}" + f" ({ruler(score, beside['filter'])})" * (score != WORDS)
         yield text + "."
 
 

@@ -11,7 +11,7 @@ from analysis.bradley_terry import PRIOR, rank, strengths
 from analysis.instruments import Evidence
 from harness import verdicts
 from harness.judge.calls import Reply
-from harness.judge.matches import gather, line, matches
+from harness.judge.matches import gather, line, matches, said
 from tests.sweeps import Sweep
 from tests.test_judge import settings
 
@@ -184,8 +184,7 @@ def sweep_judged(root, reply, style="alpaca_eval", against="base", rounds=1):
     judge = settings(style, against=against, rounds=rounds)
     lines = []
     for match in matches(field, judge):
-        one = field.answers[match.one][match.item]
-        other = field.answers[match.other][match.item] if match.other else ""
+        one, other = (said(field, player, match.item) if player else "" for player in (match.one, match.other))
         shown = [(one, other), (other, one)] if match.other else [(one, "")]
         replies = [Reply(reply(*pair)) for pair in shown] if one != other else []
         lines.append(line(field, match, judge, replies))
@@ -284,7 +283,7 @@ def test_ratings_against_references_and_what_is_stale(tmp_path):
     stale = arena.section(Evidence(tmp_path, evidence.frame.assign(eval_fingerprint="q" * 64), evidence.items))
     assert "scored anew since" in stale.lines[0]
     assert not stale.tables
-    other = arena.section(sweep_judged(tmp_path / "other", knows, style="mt_bench", against="reference"))
+    other = arena.section(sweep_judged(tmp_path / "other", lambda a, b: f"[[{knows(a, b)}]]", "mt_bench", "reference"))
     assert "wins against the reference" in other.tables[0].columns
 
 

@@ -207,7 +207,9 @@ def test_a_call_that_is_refused_is_counted_and_a_judge_that_refuses_all_is_said_
 def test_no_more_is_sent_than_allowed_tries_again_included(tmp_path):
     with serving(parrot) as server:
         server.faults += [send(500, "")] * 4
-        tally = answer(some(10), Endpoint(settings(url=server.url, max_calls=10), first_delay=0.01), Kept(tmp_path))
+        tally = answer(
+            some(10), Endpoint(settings(url=server.url, max_calls=10, concurrency=1), first_delay=0.01), Kept(tmp_path)
+        )
         assert len(server.seen) == 10
         assert (tally.made, tally.stopped) == (6, "judge.max_calls=10 are used up, 4 by tries again")
         tally = answer(some(10), Endpoint(settings(url=server.url, max_calls=10)), Kept(tmp_path))
@@ -307,7 +309,7 @@ def test_an_outage_loses_nothing_and_the_same_again_goes_on(tmp_path):
     judge = settings(patience=0.3, rounds=0)
     planned = work.plan(tmp_path, field(items=10), judge, "m")
     with serving(lambda body: "A") as server:
-        judge.url, port = server.url, server.server_address[1]
+        judge.url = server.url
         server.faults += [None] * 30 + [send(503, "")] * 10_000
         tally, path = work.run(tmp_path, planned, Endpoint(judge, first_delay=0.02))
         made = tally.made
@@ -317,7 +319,8 @@ def test_an_outage_loses_nothing_and_the_same_again_goes_on(tmp_path):
     assert found.about["left"] == 80 - made
     assert 0 < len(found.lines) <= made / 2
     assert len({row["item"] for row in found.lines}) < 10, "item by item"
-    with serving(lambda body: "A", port) as server:
+    with serving(lambda body: "A") as server:  # at another address, which is no part of a call
+        judge.url = server.url
         again = work.plan(tmp_path, field(items=10), judge, "m")
         assert len(again.waiting) == 80 - made
         tally, path = work.run(tmp_path, again, Endpoint(judge))
@@ -331,6 +334,22 @@ def test_an_outage_loses_nothing_and_the_same_again_goes_on(tmp_path):
     rows.write_text(rows.read_text().replace("cell1", "cell2"))
     with pytest.raises(HarnessError, match="does not match its checksum"):
         verdicts.load(tmp_path)
+
+
+def test_what_is_under_way_when_somebody_interrupts_is_kept(tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with serving(parrot) as server:
+        endpoint = Endpoint(settings(url=server.url))
+        with pytest.raises(KeyboardInterrupt):
+            answer(some(200), endpoint, Kept(tmp_path), interrupt)
+        sent = len(server.seen)
+        assert 1 <= len(list(tmp_path.rglob("*.json"))) == sent < 200, (
+            "each that was sent is kept, and no more are sent"
+        )
+        time.sleep(0.2)
+        assert len(server.seen) == sent
 
 
 def start(folder, port):

@@ -1,8 +1,8 @@
 """Calls to a judge, kept by the content of what was asked and how, so that none that succeeded is made twice."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,7 @@ class OutageError(Exception):
     """Nobody answers any more, or no more may be asked; what was answered is kept. Its text says why."""
 
 
+Outcomes = Generator[tuple[Call, Reply | Refused | Unanswered], None, None]
 Keep = Callable[["Call", "Reply"], None]  # called with each reply the moment it is there, from any thread
 
 
@@ -62,7 +63,7 @@ class Caller(Protocol):
 
     name: str  # of the model, as it stands in each call
 
-    def ask(self, calls: list[Call], keep: Keep) -> Iterator[tuple[Call, Reply | Refused | Unanswered]]:
+    def ask(self, calls: list[Call], keep: Keep) -> Outcomes:
         """Each call's outcome, as they come. Raises OutageError where it is no use to go on."""
 
 
@@ -106,18 +107,20 @@ def answer(calls: Iterable[Call], caller: Caller, kept: Kept, on_done: Callable[
     distinct = {call.name: call for call in calls}
     found = {name: kept.get(call) for name, call in distinct.items()}
     tally = Tally({name: reply for name, reply in found.items() if reply})
+    waiting = [call for name, call in distinct.items() if not found[name]]
     try:
-        for call, outcome in caller.ask([call for name, call in distinct.items() if not found[name]], kept.put):
-            match outcome:
-                case Reply():
-                    tally.replies[call.name] = outcome
-                    tally.made += 1
-                case Refused(why):
-                    tally.refused += 1
-                    tally.first_refusal = tally.first_refusal or why
-                case Unanswered():
-                    tally.unanswered += 1
-            on_done()
+        with closing(caller.ask(waiting, kept.put)) as outcomes:  # an interrupt stops it at once, not when it is freed
+            for call, outcome in outcomes:
+                match outcome:
+                    case Reply():
+                        tally.replies[call.name] = outcome
+                        tally.made += 1
+                    case Refused(why):
+                        tally.refused += 1
+                        tally.first_refusal = tally.first_refusal or why
+                    case Unanswered():
+                        tally.unanswered += 1
+                on_done()
     except OutageError as error:
         tally.stopped = str(error)
     return tally

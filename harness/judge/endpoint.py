@@ -15,13 +15,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import HarnessError
-from harness.judge.calls import Call, Keep, OutageError, Refused, Reply, Unanswered
+from harness.judge.calls import Call, Keep, OutageError, Outcomes, Refused, Reply, Unanswered
 from harness.judge.settings import LOOPBACK, Judge
 from harness.secrets import HIDDEN, redacted
 
@@ -52,6 +51,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Endpoint:
+    """For one `ask`: stopped once, it stays so."""
+
     def __init__(self, judge: Judge, *, first_delay: float = FIRST) -> None:
         self.judge, self.name, self.first_delay = judge, judge.model, first_delay
         self.tries = 0  # sent, of `judge.max_calls`
@@ -63,7 +64,7 @@ class Endpoint:
         self._stop, self._lock, self._why = threading.Event(), threading.Lock(), ""
         self._answered = -math.inf  # when a call was last
 
-    def ask(self, calls: list[Call], keep: Keep) -> Iterator[tuple[Call, Reply | Refused | Unanswered]]:
+    def ask(self, calls: list[Call], keep: Keep) -> Outcomes:
         """See `harness.judge.calls.Caller`. Left early, it waits for the calls under way, which are paid for."""
         refused_first = 0
         pool = ThreadPoolExecutor(self.judge.concurrency, thread_name_prefix="judge")

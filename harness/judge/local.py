@@ -1,6 +1,5 @@
 """A judge that is loaded here, by the harness's own decoding: greedy, a batch of calls at a time."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from harness import base as bases
@@ -10,7 +9,7 @@ from harness.data.chat import end_of_turn, render, stop_ids
 from harness.data.encode import encode
 from harness.decoding import generate
 from harness.errors import HarnessError
-from harness.judge.calls import Call, Keep, Refused, Reply, Unanswered
+from harness.judge.calls import Call, Keep, Outcomes, Refused, Reply
 from harness.scoring import Room
 
 BATCH = 32  # calls, whose replies are kept before the next are asked
@@ -23,7 +22,7 @@ class Local:
         self.base, self.run = base, run
         self.name = f"{base.name} {bases.identity(base)}"
 
-    def ask(self, calls: list[Call], keep: Keep) -> Iterator[tuple[Call, Reply | Refused | Unanswered]]:
+    def ask(self, calls: list[Call], keep: Keep) -> Outcomes:
         """See `harness.judge.calls.Caller`. What does not fit into the model's context is refused, never cut."""
         if not calls:
             return
