@@ -84,8 +84,8 @@ def _part(evidence: Evidence, judging: Judging, stem: str) -> Part:
         part.data[stem] = both
         drawn = both[both["metric"] != EVEN]
         if has_sizes(drawn).any():
-            reading = "Left and right are the same cells: what the judge says, and their score on the task."
-            part.pictures.append(Picture(stem, f"{who}, and the score", reading, curves.draw(drawn)))
+            reading = "The same cells side by side: what the judge says, and their score on the task."
+            part.pictures.append(Picture(stem, f"{who}, and the score", reading, _side_by_side(drawn)))
     usable = matches[matches["won"].notna()]
     if judging.pairwise and (usable["won"] == 0.5).all():
         part.lines.append("No match was decided, so nobody is ranked.")
@@ -186,6 +186,16 @@ def _rates(cells: pd.DataFrame, matches: pd.DataFrame, judging: Judging) -> Iter
 def _both(mine: pd.DataFrame) -> dict[str, Rate]:
     won, longer, cluster = _columns(mine, "won", "longer", "cluster")
     return {WIN: win_rate.mean(won, cluster), EVEN: win_rate.at_equal_length(won, longer, cluster)}
+
+
+def _side_by_side(drawn: pd.DataFrame) -> Figure:
+    """The curves of win rates or ratings and of scores; a rate on its whole scale, with a line at one half."""
+    figure = curves.draw(drawn)
+    for axes in figure.axes:
+        if axes.get_ylabel().startswith(WIN.replace("_", " ")):
+            axes.set_ylim(-0.02, 1.02)
+            axes.axhline(0.5, color=SOFT, linewidth=0.8)
+    return figure
 
 
 def _columns(table: pd.DataFrame, *names: str) -> list[np.ndarray]:
