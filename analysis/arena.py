@@ -73,8 +73,7 @@ def _part(evidence: Evidence, judging: Judging, stem: str) -> Part:
     if matches.empty:
         return Part([f"{who}: no reply of the judge is there yet."], [], [], {})
     part = Part([f"{who}: {_asked(judging)}"], [], [], {f"{stem}-matches": matches})
-    if judging.pairwise:
-        part.lines.append(_consistency(matches))
+    part.lines.append(_consistency(matches) if judging.pairwise else _rated(matches))
     rates = pd.DataFrame(_rates(cells, matches, judging))
     if len(rates):
         both = points(pd.concat([rates, cells], ignore_index=True))
@@ -160,6 +159,15 @@ def _consistency(matches: pd.DataFrame) -> str:
     return text + f" {same:,} more matches were between equal answers, which is a tie." * bool(same)
 
 
+def _rated(matches: pd.DataFrame) -> str:
+    given = matches["won"].dropna()
+    text = f"Of {len(matches):,} answers rated {len(matches) - len(given):,} had a reply without a rating, or with "
+    text += "several, and are left out."
+    if len(given) and given.nunique() == 1:
+        text += f" All others were rated {given.iloc[0]:g}, so this judge tells no answer from another."
+    return text
+
+
 def _rates(cells: pd.DataFrame, matches: pd.DataFrame, judging: Judging) -> Iterator[Row]:
     """Rows as `harness.store.load` has them, of what each cell won against its base or the reference, or its rating."""
     read = matches[matches["won"].notna()]
@@ -176,9 +184,10 @@ def _rates(cells: pd.DataFrame, matches: pd.DataFrame, judging: Judging) -> Iter
                 mine = mine[mine["other"].isin(own)]
             found = _both(mine) if len(mine) else {}
         for metric, rate in found.items():
+            known = metric != RATING or rate.stderr > 0  # equal ratings do not say how others would differ
             yield {
                 **dict(cell.items()), "metric": metric, "filter": judging.style, "score": rate.value, "n_items": rate.n,
-                "stderr": rate.stderr, "headline": metric != EVEN, "higher_is_better": True,
+                "stderr": rate.stderr if known else math.nan, "headline": metric != EVEN, "higher_is_better": True,
                 "longer": mine["longer"].median() if judging.pairwise else math.nan,
             }  # fmt: skip
 

@@ -279,12 +279,23 @@ def test_ratings_against_references_and_what_is_stale(tmp_path):
     ratings = [float(row[2].split()[0]) for row in table.rows]
     assert ratings == pytest.approx([2 + 3 * s for s in (0.2, 0.3, 0.6, 0.9)], abs=0.3)
     assert table.rows[0][0] == "b untouched"
+    assert "Of 1,050 answers rated 0 had a reply without a rating" in " ".join(found.lines)
     assert ", 0 examples" not in " ".join(found.lines)
     stale = arena.section(Evidence(tmp_path, evidence.frame.assign(eval_fingerprint="q" * 64), evidence.items))
     assert "scored anew since" in stale.lines[0]
     assert not stale.tables
     other = arena.section(sweep_judged(tmp_path / "other", lambda a, b: f"[[{knows(a, b)}]]", "mt_bench", "reference"))
     assert "wins against the reference" in other.tables[0].columns
+
+
+def test_ratings_that_never_differ_are_no_certainty(tmp_path):
+    found = arena.section(sweep_judged(tmp_path, lambda answer, _: "5" if answer == "right" else "hm", style="likert"))
+    lost = int(found.data["judge-1-matches"]["won"].isna().sum())
+    assert lost > 300
+    text = " ".join(found.lines)
+    assert f"Of 1,050 answers rated {lost:,} had a reply without a rating" in text
+    assert "All others were rated 5, so this judge tells no answer from another." in text
+    assert found.tables[0].rows[0][2] == "5.00", "without an interval"
 
 
 def test_without_a_judge_the_page_says_how_to_ask_one(tmp_path):
