@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifact import sha256_file
-from harness.cell import fingerprint
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.store import read_result, write_jsonl, write_result
 
 FOLDER = ".judge"

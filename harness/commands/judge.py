@@ -86,8 +86,8 @@ def _caller(judge: Judge, run: "Run") -> Caller:
 
 def _task(runs: Path, frame: "pd.DataFrame", name: str, asked: Judging, folder: Path | None) -> "Task":
     """The evaluation as the cells were scored on it: as a cell was to be, else as conf/evals has it."""
-    from harness.cell import fingerprint
     from harness.evaluate import identity
+    from harness.identity import fingerprint
 
     done = frame[(frame["task"] == name) & (frame["status"] == "ok")]
     if done.empty:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.cell import Message, fingerprint
+from harness.cell import Message
+from harness.identity import fingerprint
 from harness.store import read_result, write_result
 from harness.verdicts import FOLDER
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cell import fingerprint
 from harness.errors import HarnessError
+from harness.identity import fingerprint
 from harness.items import answers
 from harness.judge.calls import Call, Reply
 from harness.judge.settings import Judge
