@@ -65,15 +65,21 @@ def section(evidence: Evidence) -> Section:
 
 def _part(evidence: Evidence, judging: Judging, stem: str) -> Part:
     task, cells = judging.about["task"], evidence.frame[evidence.frame["status"] == "ok"]
-    cells = cells[(cells["task"] == task) & cells["headline"].astype(bool)].drop_duplicates("path")
+    cells = cells[(cells["task"] == task) & cells["headline"].astype(bool) & cells["score"].notna()]
+    cells = cells[cells["eval_fingerprint"] == judging.about["mark"]].drop_duplicates("path")
     who = f"{task}, judged by {judging.judge} ({judging.style})"
-    if judging.about["mark"] not in set(cells["eval_fingerprint"]):
+    if cells.empty:
         return Part([f"{who}: it was scored anew since; have its answers judged again."], [], [], {})
     matches = table_of(judging)
     if matches.empty:
         return Part([f"{who}: no reply of the judge is there yet."], [], [], {})
     part = Part([f"{who}: {_asked(judging)}"], [], [], {f"{stem}-matches": matches})
     part.lines.append(_consistency(matches) if judging.pairwise else _rated(matches))
+    met = {*matches["one"], *matches["other"]}
+    if later := int((~cells["path"].isin(met) & cells["method"].ne("base")).sum()):
+        part.lines.append(
+            f"The answers of {later:,} of {len(cells):,} cells were not judged; the same command has them judged."
+        )
     rates = pd.DataFrame(_rates(cells, matches, judging))
     if len(rates):
         both = points(pd.concat([rates, cells], ignore_index=True))
@@ -269,7 +275,10 @@ def _beside(both: pd.DataFrame, rates: pd.DataFrame, judging: Judging, who: str)
     beside = ruler(score, str(both.loc[both["metric"] == score, "filter"].iloc[0])) if score else "score"
     wins = (f"wins against {_whom(judging)}", "at equal length", "longer, words")
     head = ("cells", "examples", *(wins if judging.pairwise else ("rating",)), beside)
-    note = "95% intervals, over items and seeds. Ties, and verdicts that change with the order, are half a win."
+    note = (
+        "95% intervals, over items and seeds. Ties, and verdicts that change with the order, are half a win. At equal "
+        "length: what a logistic regression on the difference in words leaves; how hard an item is, is not in it."
+    )
     return Table(f"{who}, beside the score", head, tuple(rows), note if judging.pairwise else "")
 
 
@@ -284,8 +293,16 @@ def _add_ranking(part: Part, ranking: Ranking, cells: pd.DataFrame, stem: str, w
         f"Of {len(known)} ranked by all their matches (Bradley-Terry), {names[best[0]]} is the strongest, "
         f"{best[1].words('{:+.2f}'.format)}, and {names[worst[0]]} the weakest, {worst[1].words('{:+.2f}'.format)}."
     )
-    rows = [{"path": p, "name": names[p], "strength": e.value, "low": e.low, "high": e.high} for p, e in known]
+    scores = dict(zip(cells["path"], cells["score"], strict=True))
+    rows = [
+        {"path": p, "name": names[p], "strength": e.value, "low": e.low, "high": e.high, "score": scores.get(p)}
+        for p, e in known
+    ]
     part.data[f"{stem}-ranking"] = pd.DataFrame(rows)
+    beside = ruler(*cells[["metric", "filter"]].iloc[0])
+    told = [(names[p], e.words("{:+.2f}".format), f"{scores[p]:.2f}" if p in scores else "") for p, e in known]
+    columns = ("player", "strength, log-odds", beside)
+    part.tables.append(Table(f"{who}: all against all, beside the score", columns, tuple(told)))
     reading = (
         "Log-odds of winning against one of average strength, with 95% intervals over items; the strongest on top."
     )

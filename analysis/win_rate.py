@@ -7,8 +7,10 @@ arXiv:2411.00640).
 
 **At equal length**: judges prefer longer answers. Dubois et al. (2024, arXiv:2404.04475) fit the probability of a win
 as ``expit(a + b tanh(d / sd(d)))``, d being the difference in length (here in words), and take it at d = 0. Left out is
-their term for how hard an instruction is, which needs many models on the same instructions. A weak normal prior of
+their term for how hard an instruction is, which they fit to a leaderboard of models on the same instructions; a sweep's
+cells are few and would each be corrected by what they themselves answered. A weak normal prior of
 standard deviation `WIDE` on both keeps them finite where one side wins everything or length foretells every verdict.
+So where answers are longer on hard items than on easy ones, what is taken off for length is partly due to these.
 """
 
 import math
@@ -41,13 +43,13 @@ def outcome(verdicts: list[float | None]) -> float | None:
 def mean(values: np.ndarray, clusters: np.ndarray) -> Rate:
     """Of m matches what was won [m], and the cluster of each item [m].
 
-    Of nothing but ties the error is as if two more had been won and two lost, as Agresti and Coull (1998) have it of
-    proportions: that no match was decided does not mean that none could be.
+    Of nothing but ties the error is as if two more clusters had been won and two lost, as Agresti and Coull (1998) have
+    it of proportions: that no match was decided does not mean that none could be.
     """
-    n, middle = len(values), float(values.mean())
+    middle, independent = float(values.mean()), len(np.unique(clusters))
     if values.min() == values.max() and 0 < middle < 1:
-        return Rate(middle, 1 / math.sqrt(n * (n + 4)), n)
-    return Rate(middle, float(np.sqrt(clustered(values, _asked(clusters)))), n)
+        return Rate(middle, 1 / math.sqrt(independent * (independent + 4)), len(values))
+    return Rate(middle, float(np.sqrt(clustered(values, _asked(clusters)))), len(values))
 
 
 def at_equal_length(values: np.ndarray, longer: np.ndarray, clusters: np.ndarray) -> Rate:

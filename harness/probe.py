@@ -26,7 +26,8 @@ class Asking:
     name: str
     task: Task  # without the probe
     run: Run
-    ask: Callable[[Adapted], dict[str, Any]]  # lm-eval's whole evaluation of a model: scores, samples, seconds ...
+    # lm-eval's whole evaluation of an `Adapted`: scores, samples, seconds ...; with `task=` of another task than this.
+    ask: Callable[..., dict[str, Any]]
     # The cell's `harness.data.subset.Example`s; None where it learned from more, or has not learned from all of them.
     examples: Sequence[Any] | None = None
 

@@ -32,7 +32,7 @@ class Judging:
     `lines`, each with ``item`` (its place among ``items``), ``cluster``, ``one`` and ``other``, the players (`other` is
     empty where an answer was rated by itself), ``words`` of their answers, ``same`` where these are equal, so that
     nobody was asked, and ``verdicts``: of each order, `one` shown first and then `other`, what `one` won (1, 0.5 or 0;
-    None for a reply that says neither), or the one rating.
+    None for a reply that says neither), or the one rating; and the ``calls``' names, where the replies' words are.
     """
 
     about: dict[str, Any]

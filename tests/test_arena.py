@@ -224,6 +224,11 @@ def test_a_judge_that_knows_ranks_by_what_is_right_beside_the_score(tmp_path):
     rates = [float(row[2].split()[0]) for row in table.rows]
     assert rates == sorted(rates)
     assert rates[-1] > 0.75
+    everybody = next(t for t in found.tables if "all against all" in t.title)
+    assert everybody.columns == ("player", "strength, log-odds", "exact match (strict)")
+    assert len(everybody.rows) == 7
+    shown = [float(row[2]) for row in everybody.rows]
+    assert shown == pytest.approx(sorted(shown, reverse=True), abs=0.05), "the ranking has the score beside it, too"
     assert [row[1] for row in table.rows] == ["10", "100", "1,000"]
     scores = [float(row[5].split()[0]) for row in table.rows]
     assert scores == pytest.approx([0.3, 0.6, 0.9], abs=0.1), "always beside exact match"
@@ -284,6 +289,13 @@ def test_ratings_against_references_and_what_is_stale(tmp_path):
     stale = arena.section(Evidence(tmp_path, evidence.frame.assign(eval_fingerprint="q" * 64), evidence.items))
     assert "scored anew since" in stale.lines[0]
     assert not stale.tables
+    new = evidence.frame["path"] == evidence.frame["path"].iloc[-1]
+    mixed = evidence.frame.assign(eval_fingerprint=evidence.frame["eval_fingerprint"].mask(new, "q" * 64))
+    told = arena.section(Evidence(tmp_path, mixed, evidence.items))
+    assert len(told.data["judge-1"]) < len(found.data["judge-1"]) or told.data["judge-1"]["n_seeds"].min() == 1
+    late = evidence.frame[new].assign(path="later", seed=7, fingerprint="f" * 64)
+    told = arena.section(Evidence(tmp_path, pd.concat([evidence.frame, late]), evidence.items))
+    assert "The answers of 1 of 8 cells were not judged; the same command has them judged." in told.lines
     other = arena.section(sweep_judged(tmp_path / "other", lambda a, b: f"[[{knows(a, b)}]]", "mt_bench", "reference"))
     assert "wins against the reference" in other.tables[0].columns
 

@@ -21,7 +21,7 @@ from harness.compose import compose_judging
 from harness.errors import HarnessError
 from harness.judge import judging as work
 from harness.judge.calls import Call, Kept, Reply, answer
-from harness.judge.endpoint import Endpoint, retry_after
+from harness.judge.endpoint import MOST, Endpoint, retry_after
 from harness.judge.local import Local
 from harness.judge.matches import Field, Match, line, matches
 from harness.store import load
@@ -73,7 +73,7 @@ def test_a_reply_is_read_or_it_is_not_but_never_guessed(style, reply, value):
     assert composed(style).prompt.read(reply) == value
 
 
-@pytest.mark.parametrize("style", ["alpaca_eval", "mt_bench", "likert"])
+@pytest.mark.parametrize("style", ["alpaca_eval", "mt_bench", "mt_bench_second", "likert"])
 def test_every_prompt_shows_what_it_has(style):
     prompt = composed(style).prompt
     given = {"answer": "ANSWER"} if prompt.alone else {"first": "FIRST {{ 1 + 1 }}", "second": "SECOND"}
@@ -95,7 +95,9 @@ THERE = ["judge.url=http://h/v1", "judge.model=m"]
         ([], "say who judges"), (["judge.url=ftp://x", "judge.model=m"], "is no address"),
         (["judge.url=http://h/v1"], "judge.model is not given"),
         ([*THERE, "judge.against=gold"], "use base, reference or none"),
-        ([*THERE, "judge.key_variable=HARNESS_NO_SUCH"], "no such environment variable"),
+        ([*THERE, "judge.key_variable=gsk_pasted_by_mistake"], "no environment variable that is set; give its name"),
+        ([*THERE, "judge.key_variable=TWO_LINES"], "what TWO_LINES holds cannot be sent"),
+        ([*THERE, "judge.key_variable=OWN_NAME", "+judge.extra.user=my-password-s4fe"], "looks like a credential"),
         ([*THERE, "judge.key_variable=MY_API_KEY"], "would send the key in the clear"),
         ([*THERE, "judge.prompt.verdict=x"], "has 0 groups"),
         ([*THERE, "judge.prompt.user='{{ answr }}'"], "'answr' is undefined"),
@@ -106,10 +108,12 @@ THERE = ["judge.url=http://h/v1", "judge.model=m"]
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_one_clear_line(overrides, message, monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
+    monkeypatch.setenv("TWO_LINES", "hunter2\r\nX-Other: hunter2")
+    monkeypatch.setenv("OWN_NAME", " password-s4fe\n")
     with pytest.raises(HarnessError, match=message) as refused:
         compose_judging(overrides).judge.check()
     assert "\n" not in str(refused.value)
-    assert "hunter2" not in str(refused.value)
+    assert not [word for word in ("hunter2", "horse", "s4fe", "pasted") if word in str(refused.value)]
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
@@ -157,7 +161,9 @@ def test_retry_after_is_seconds_or_a_date():
     assert retry_after("12") == 12
     assert retry_after(formatdate(1_000_030, usegmt=True), now=1_000_000) == 30
     assert retry_after(formatdate(999_000, usegmt=True), now=1_000_000) == 0
-    assert [retry_after(text) for text in (None, "", "soon", "nan", "-5")] == [0.0] * 5
+    odd = (None, "", "soon", "nan", "-5", "Mon, 01 Jan 0001 00:00:00 -0000")
+    assert [retry_after(text) for text in odd] == [0.0] * len(odd)
+    assert retry_after("9" * 400) > 1e9
 
 
 def test_what_cannot_be_mended_is_one_line_without_the_key(monkeypatch, tmp_path):
@@ -168,12 +174,77 @@ def test_what_cannot_be_mended_is_one_line_without_the_key(monkeypatch, tmp_path
         with pytest.raises(HarnessError, match=r"status 401 .*bad Bearer \[redacted\]; check judge.url") as refused:
             answer(some(1), Endpoint(judge), Kept(tmp_path))
         assert "horse" not in str(refused.value)
-        answer(some(1), Endpoint(judge), Kept(tmp_path))
+        server.faults.append(lambda request: send(401, "x" * 290 + request.headers["Authorization"])(request))
+        with pytest.raises(HarnessError, match="status 401") as refused:
+            answer(some(1), Endpoint(judge), Kept(tmp_path))
+        assert "corr" not in str(refused.value), "nor the half of it, where what it says is cut"
+        server.judge = lambda body: "A\nbecause of correct-horse-battery"
+        tally = answer(some(1), Endpoint(judge), Kept(tmp_path))
         assert server.seen[-1][0]["Authorization"] == "Bearer correct-horse-battery"
+        assert [reply.text for reply in tally.replies.values()] == ["A\nbecause of [redacted]"], "if it is told"
         answer(some(2), Endpoint(settings(url=server.url)), Kept(tmp_path))
         assert "Authorization" not in server.seen[-1][0], "a key is sent where one is named, and nowhere else"
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"horse" not in kept
+
+
+def completion(text):
+    return json.dumps({"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": True}})
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        (completion("A\ud800"), "A?"), (completion("A\0\x1b[2J"), "A\0\x1b[2J"), (completion(None), ""),
+        ("[" * 100_000, "call 0"), ('{"choices": [{"message": {"content": ["A"]}}]}', "call 0"), ("1e999", "call 0"),
+        ('{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": -1e999}}', "A"),
+    ],
+    ids="surrogate control null deep list number usage".split(),
+)  # fmt: skip
+def test_a_reply_of_any_kind_is_kept_or_asked_for_again(sent, text, tmp_path):
+    with serving(parrot) as server:
+        server.faults.append(send(200, sent))
+        tally = answer(some(1), Endpoint(settings(url=server.url), first_delay=0.01), Kept(tmp_path))
+        (reply,) = tally.replies.values()
+        assert (reply.text, len(server.seen)) == (text, 1 + (text == "call 0"))
+        assert text == "call 0" or reply.prompt_tokens is None
+    assert Kept(tmp_path).get(*some(1)) == reply
+
+
+def drip(request):
+    """An answer that never ends, a byte at a time."""
+    request.send_response(200)
+    request.end_headers()
+    while True:
+        request.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def test_a_reply_that_never_ends_is_left(tmp_path):
+    with serving(parrot) as server:
+        server.faults.append(drip)
+        judge = settings(url=server.url, timeout=0.5)
+        tally = answer(some(1), Endpoint(judge, first_delay=0.01), Kept(tmp_path))
+        assert (tally.made, len(server.seen)) == (1, 2)
+        server.faults.append(send(200, " " * (MOST + 1)))
+        tally = answer(some(2), Endpoint(settings(url=server.url, concurrency=1)), Kept(tmp_path))
+    assert (tally.refused, tally.first_refusal) == (1, "a reply of more than 4,194,304 bytes")
+
+
+def test_what_an_endpoint_says_of_its_errors_cannot_write_on_the_terminal(tmp_path):
+    with serving(parrot) as server:
+        server.faults.append(send(403, "\x1b[2Jgone\nharness: all is well"))
+        with pytest.raises(HarnessError, match="403") as refused:
+            answer(some(1), Endpoint(settings(url=server.url)), Kept(tmp_path))
+    assert "?[2Jgone harness: all is well" in str(refused.value)
+
+
+def test_reading_a_long_reply_takes_no_longer_than_it_is_long():
+    for style in ("alpaca_eval", "mt_bench", "likert"):
+        for part in ("\n", " ", "*", "Answer ", "[[", "1 "):
+            began = time.monotonic()
+            assert composed(style).prompt.read(part * (MOST // 8 // len(part)) + "x") is None
+            assert time.monotonic() - began < 5, (style, part)
 
 
 def test_no_redirect_takes_the_key_elsewhere(monkeypatch, tmp_path):
@@ -361,7 +432,7 @@ def start(folder, port):
 
 def test_a_server_that_is_killed_and_started_again_is_survived(tiny_folder, tiny_base, tmp_path):
     """A process of its own with a real model, killed -9 amid calls; what all its replies are, the model says here."""
-    calls = [Call("m", [{"role": "user", "content": f"What is {n} and {n}?"}], {"max_tokens": 12}) for n in range(120)]
+    calls = [Call("m", [{"role": "user", "content": f"What is {n} and {n}?"}], {"max_tokens": 12}) for n in range(60)]
     port = free_port()
     processes = [start(tiny_folder, port)]
     kept, killed = Kept(tmp_path), threading.Event()
@@ -386,11 +457,11 @@ def test_a_server_that_is_killed_and_started_again_is_survived(tiny_folder, tiny
             process.wait()
     assert killed.is_set()
     assert endpoint.again > 0, "it was in the middle"
-    assert (tally.made, tally.stopped, tally.refused, tally.unanswered) == (120, "", 0, 0)
+    assert (tally.made, tally.stopped, tally.refused, tally.unanswered) == (60, "", 0, 0)
     here = answer(calls, Local(tiny_base, Run(device="cpu")), Kept(tmp_path / "here"))
     texts = [(tally.replies[c.name].text, here.replies[c.name].text) for c in calls]
-    assert sum(a == b for a, b in texts) >= 118, "the same model, one by one and in batches"
-    assert len({a for a, _ in texts}) > 20, "which is not always the same"
+    assert sum(a == b for a, b in texts) >= 58, "the same model, one by one and in batches"
+    assert len({a for a, _ in texts}) > 10, "which is not always the same"
 
 
 @pytest.mark.full
@@ -470,22 +541,25 @@ def by_length(body):
 
 
 def test_from_a_sweep_to_verdicts_on_the_page(harness, config_dir, tmp_path, monkeypatch):  # noqa: F811
-    """Open questions without a reference, and no metric but the answers' length; then all that can go wrong."""
+    """Open questions without a reference, and a quiz, by a judge that tells its key; all that can go wrong."""
+    monkeypatch.setenv("JUDGES_ENTRANCE", "correct-horse-battery")
     (tmp_path / "open.json").write_text(json.dumps([{"instruction": f"Say {n}."} for n in range(4)]))
     monkeypatch.setenv("ALPACA_EVAL_FILE", str(tmp_path / "open.json"))
     text = (ROOT / "conf" / "evals" / "alpaca_eval.yaml").read_text()
     for old, new in (("{{ output }}", ""), ("1024", "6"), ("alpaca_eval:\n", "open:\n")):
         text = text.replace(old, new)
     (config_dir / "evals" / "open.yaml").write_text(text)
-    small = ["~arms.icl", "~arms.again", "arms.sft.base=tiny", "arms.sft.seed=0", "evals=open"]
-    status, _, err = harness("sweep", "mine", *small)
+    small = ["~arms.icl", "~arms.again", "arms.sft.base=tiny", "arms.sft.seed=0", "evals=[open,quiz]"]
+    status, _, err = harness("sweep", "mine", *small, "evals.quiz.limit=3")
     assert status == 0, err
     frame = load(Path("runs/mine"))
+    frame = frame[frame["task"] == "open"]
     assert set(frame["metric"]) == {"words"}
     assert set(frame["probe"]) == {"Written"}
 
-    with serving(by_length) as server:
+    with serving(lambda body: by_length(body) + "\ncorrect-horse-battery") as server:
         ask = ["judge", "runs/mine", "--task", "open", f"judge.url={server.url}", "judge.model=longest"]
+        ask.append("judge.key_variable=JUDGES_ENTRANCE")
         status, out, err = harness(*ask, "--dry-run", "judge.price_in=1", "judge.price_out=10")
         assert (status, len(server.seen)) == (0, 0), err
         assert "open: 3 cells, 4 items, " in out
@@ -502,11 +576,23 @@ def test_from_a_sweep_to_verdicts_on_the_page(harness, config_dir, tmp_path, mon
         status, out, _ = harness(*ask)
         assert (status, len(server.seen)) == (0, asked), "none is asked twice"
         assert "0 to make" in out
-        server.faults += [send(500, "")] * 1000
+        server.faults += [send(500, "correct-horse-battery")] * 1000
         status, _, err = harness(*ask, "judge=likert", "judge.patience=0.2")
         assert (status, err.count("\n")) == (75, 1)
         assert "does not answer: status 500" in err
         assert "the same command goes on" in err
+        assert "horse" not in err
+        server.faults.clear()
+
+        ask[3], asked = "quiz", len(server.seen)
+        status, out, err = harness(*ask, "--dry-run")
+        assert status == 0, err
+        assert "quiz: 3 cells, 3 items, " in out, "as the cells' records have it"
+        assert "give the overrides" in harness(*ask, "--dry-run", "evals=quiz", "evals.quiz.limit=2")[2]
+        assert harness(*ask, "--dry-run", "evals=quiz", "evals.quiz.limit=3")[0] == 0
+        assert len(server.seen) == asked
+    told = [path for path in Path("runs").rglob("*") if path.is_file() and b"horse" in path.read_bytes()]
+    assert not told, "the key is in no record, log or page"
     page = Path("runs/mine/report.html").read_text()
     assert "Whose answers does a judge prefer?" in page
     assert "open, judged by longest (alpaca_eval): " in page
@@ -514,24 +600,5 @@ def test_from_a_sweep_to_verdicts_on_the_page(harness, config_dir, tmp_path, mon
     assert all(path.parent.name != ".judge" for path in load(Path("runs/mine")).path.map(Path)), (
         "no cell is found there"
     )
-    assert "was scored on 'quiz'" in harness("judge", "runs/mine", "--task", "quiz", *ask[4:])[2]
-
-
-def test_questions_are_those_that_were_asked_or_none(harness, config_dir):  # noqa: F811
-    small = [
-        "~arms.icl",
-        "~arms.again",
-        "arms.sft.base=tiny",
-        "arms.sft.seed=0",
-        "arms.sft.size=4",
-        "evals.quiz.limit=3",
-    ]
-    status, _, err = harness("sweep", "mine", *small)
-    assert status == 0, err
-    with serving(by_length) as server:
-        ask = ["judge", "runs/mine", "--task", "quiz", f"judge.url={server.url}", "judge.model=longest", "--dry-run"]
-        status, out, err = harness(*ask)
-        assert status == 0, err
-        assert "quiz: 2 cells, 3 items, " in out, "as the cells' records have it"
-        assert "give the overrides" in harness(*ask, "evals=quiz", "evals.quiz.limit=2")[2]
-        assert harness(*ask, "evals=quiz", "evals.quiz.limit=3")[0] == 0
+    ask[3] = "other"
+    assert "was scored on 'other'; they were on open, quiz" in harness(*ask)[2]

@@ -29,6 +29,7 @@ AGAIN = (408, 425, 429)  # and all from 500
 OURS = (400, 413, 422)  # what is wrong with this one call, e.g. too long for the model's context
 FEW = 8  # refused one after another from the first on: it is the settings, not the calls
 SHOWN = 300  # characters of what an endpoint says of its errors
+MOST = 4 << 20  # bytes of an answer; no verdict is as long
 
 
 class _AgainError(Exception):
@@ -139,7 +140,7 @@ class Endpoint:
         request = urllib.request.Request(self._at, body, headers, method="POST")
         try:
             with self._opener.open(request, timeout=self.judge.timeout) as response:
-                return _reply(response.read())
+                return self._reply(_whole(response, time.monotonic() + self.judge.timeout))
         except urllib.error.HTTPError as error:
             self._refuse(error)
             raise AssertionError from error  # it always raises
@@ -149,7 +150,7 @@ class Endpoint:
     def _refuse(self, error: urllib.error.HTTPError) -> None:
         """Raise what an HTTP status means."""
         try:
-            said = " ".join(error.read(1 << 16).decode(errors="replace").split())[:SHOWN]
+            said = self._clean(error.read(1 << 16).decode(errors="replace"))[:SHOWN]
         except (OSError, http.client.HTTPException):
             said = ""
         told = f"status {error.code} ({error.reason}) {said}".strip()
@@ -163,21 +164,37 @@ class Endpoint:
         ) from error
 
     def _clean(self, text: str) -> str:
-        """Without the key, whatever the variable is called, and whatever else is known to be one."""
-        return redacted(text.replace(self.judge.key, HIDDEN) if self.judge.key else text)
+        """One line for a terminal: without the key, however short it is, all that is known to be one, and control
+        characters. To be cut after this, as half a key would not be known."""
+        told = redacted(text.replace(self.judge.key, HIDDEN) if self.judge.key else text)
+        return "".join(c if c.isprintable() else "?" for c in " ".join(told.split()))
+
+    def _reply(self, content: bytes) -> Reply:
+        """What an endpoint that nobody vouches for has sent; none of it is believed to be of the right kind."""
+        try:
+            answer = json.loads(content)
+            text = answer["choices"][0]["message"]["content"]
+            usage = answer.get("usage") or {}
+            tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            said = self._clean(content[: 1 << 16].decode(errors="replace"))
+            raise _AgainError(f"what came is no chat completion: {said[:80]!r}") from error
+        if text is not None and not isinstance(text, str):
+            raise _AgainError(f"what came is no text: {self._clean(str(text))[:80]!r}")
+        kept = redacted(text or "").encode(errors="replace").decode()  # half a surrogate pair can be in no file
+        return Reply(kept, *(n if type(n) is int and n >= 0 else None for n in tokens))
 
 
-def _reply(content: bytes) -> Reply:
-    try:
-        answer = json.loads(content)
-        text = answer["choices"][0]["message"]["content"]
-        usage = answer.get("usage") or {}
-        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _AgainError(f"what came is no chat completion: {content[:80]!r}") from error
-    if text is not None and not isinstance(text, str):
-        raise _AgainError(f"what came is no text: {str(text)[:80]!r}")
-    return Reply(text or "", *(n if isinstance(n, int) else None for n in tokens))
+def _whole(response: http.client.HTTPResponse, end: float) -> bytes:
+    """All of the body, of which no more than `MOST` bytes are read, and none after `end` (`time.monotonic`)."""
+    content = bytearray()
+    while part := response.read1(1 << 16):
+        content += part
+        if len(content) > MOST:
+            raise _RefusedError(f"a reply of more than {MOST:,} bytes")
+        if time.monotonic() > end:
+            raise _AgainError("a reply that is not whole in judge.timeout")
+    return bytes(content)
 
 
 def retry_after(header: str | None, now: float | None = None) -> float:
@@ -188,6 +205,6 @@ def retry_after(header: str | None, now: float | None = None) -> float:
         return float(header)
     try:
         when = email.utils.parsedate_to_datetime(header).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(when - (time.time() if now is None else now), 0.0)

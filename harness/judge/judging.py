@@ -74,7 +74,7 @@ def write(root: Path, planned: Plan, tally: Tally) -> Path:
     """The verdicts of all matches whose every call has a reply."""
     field, judge = planned.field, planned.judge
     lines = [
-        line(field, match, judge, [tally.replies[call.name] for call in asked])
+        line(field, match, judge, [tally.replies[call.name] for call in asked], asked)
         for match, asked in zip(planned.matches, planned.asked, strict=True)
         if all(call.name in tally.replies for call in asked)
     ]

@@ -80,6 +80,9 @@ def _text(line: dict[str, Any], task: str) -> str:
         said = said[0]
     if not isinstance(said, str):
         raise HarnessError(f"the answers to {task} are chosen, not written; a judge compares what models write")
+    if turns := line.get("turns"):  # of a dialogue all that was said behind the first question
+        _, first, then = turns  # as `harness.probes.written.Written` keeps them
+        return f"{first}\n\n[The user's next question]\n{then}\n\n[The answer to it]\n{said}"
     return said
 
 
@@ -137,7 +140,9 @@ def said(field: Field, player: str, item: int) -> str:
     return field.references[item] if player == REFERENCE else field.answers[player][item]
 
 
-def line(field: Field, match: Match, judge: Judge, replies: Sequence[Reply]) -> dict[str, Any]:
+def line(
+    field: Field, match: Match, judge: Judge, replies: Sequence[Reply], asked: Sequence[Call] = ()
+) -> dict[str, Any]:
     """As `harness.verdicts.Judging.lines` has it."""
     read = [judge.prompt.read(reply.text) for reply in replies]
     if len(read) == 2:  # in the second order the first answer is that of `other`
@@ -153,4 +158,5 @@ def line(field: Field, match: Match, judge: Judge, replies: Sequence[Reply]) -> 
         "words": [len(said(field, player, match.item).split()) for player in players],
         "same": not replies,
         "verdicts": read or [0.5, 0.5],
+        "calls": [call.name for call in asked],
     }

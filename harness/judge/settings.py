@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from harness.cell import Base, Message, Run, Task
 from harness.errors import HarnessError
+from harness.secrets import hide, refuse
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TEXTS = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -74,12 +75,12 @@ class Judge:
     model: str = ""  # its name there
     key_variable: str = ""  # the environment variable with the endpoint's key; none is sent if this is empty
     base: Base | None = None  # judge here, with this model: base@judge.base=NAME, or {name: mine, path: folder}
-    extra: dict[str, Any] = field(default_factory=dict)  # of a request's body; null leaves out what would be there
+    extra: dict[str, Any] = field(default_factory=dict)  # of a request's body (+judge.extra.NAME=...); null leaves one out
     against: str = "base"  # whom each cell meets on every item: base, untouched | reference, the target | none
     rounds: int = 1  # on every item the cells sit in a circle, anew each round, and each meets its neighbours
     max_calls: int = 10_000  # to the endpoint, tries again included, of one command
     concurrency: int = 4  # calls at once
-    timeout: float = 120.0  # seconds without a byte, of one try
+    timeout: float = 120.0  # seconds for a try
     patience: float = 300.0  # seconds for which a call is tried again
     price_in: float = 0.0  # of a million tokens read, in any currency
     price_out: float = 0.0  # and written
@@ -96,12 +97,17 @@ class Judge:
     def key(self) -> str:
         if not self.key_variable:
             return ""
-        if not (key := os.environ.get(self.key_variable, "")):
-            raise HarnessError(f"judge.key_variable={self.key_variable}: there is no such environment variable")
+        if not (key := os.environ.get(self.key_variable, "").strip()):  # not repeated here: it may be the key itself
+            raise HarnessError("judge.key_variable names no environment variable that is set; give its name, not a key")
+        if not (key.isascii() and key.isprintable()):
+            raise HarnessError(f"what {self.key_variable} holds cannot be sent; a key is one line of ASCII characters")
+        hide(key)
         return key
 
     def check(self) -> None:
-        """Raise HarnessError where the settings do not go together."""
+        """Raise HarnessError where the settings do not go together, or one of them holds the key."""
+        if self.key:
+            refuse(dataclasses.asdict(self), "judge")
         self.prompt.check()
         if bool(self.url) == bool(self.base):
             raise HarnessError("say who judges: judge.url=... judge.model=..., or base@judge.base=NAME")
