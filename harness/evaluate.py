@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
-import itertools
 import json
 import logging
 import random
@@ -107,6 +106,11 @@ def extent(name: str, task: Task) -> Extent:
 def examples_read(name: str, task: Task, size: int) -> int:
     """How many of a cell's examples its probe reads, in one forward pass each."""
     return _probe(name, task).examples(size) if task.probe else 0
+
+
+def for_a_judge(name: str, task: Task) -> bool:
+    """Whether its answers are kept for `harness judge`."""
+    return bool(task.probe) and _probe(name, task).for_a_judge
 
 
 def evaluate(
@@ -220,19 +224,6 @@ def first_prompt(tokenizer: Any, demonstrations: Shown, name: str, task: Task) -
             tokenizer_name="",
         )
         return member.instances[0].args[0]
-
-
-def questions(name: str, task: Task) -> dict[tuple[str, int], tuple[str, str]]:
-    """By member task and item, as kept answers name them: the question by itself, without examples or a chat template,
-    and lm-eval's hash of the item."""
-    from lm_eval.utils import handle_non_serializable, hash_string
-
-    found = {}
-    for member_name, member in load_task(name, task)["tasks"].items():
-        for item, doc in enumerate(itertools.islice(member.eval_docs, task.limit)):
-            text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
-            found[member_name, item] = str(member.doc_to_text(doc)), hash_string(text)
-    return found
 
 
 _loaded: dict[str, "TaskDict"] = {}
@@ -374,6 +365,13 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
         have = "; ".join(f"{s['metric']}/{s['filter']}" for s in scores)
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {have}")
     return scores
+
+
+def item_hash(doc: Any) -> str:
+    """lm-eval's `doc_hash` of a sample."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    return str(hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)))
 
 
 def _sample(name: str, member: Any, sample: dict[str, Any], prompts: bool) -> dict[str, Any]:

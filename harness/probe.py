@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.cell import Adapted, Run, Task
 
@@ -68,6 +68,8 @@ def mean(values: list[float]) -> dict[str, Any]:
 @dataclass
 class Probe:
     """Its fields are its settings, and its identity but for those that change no result."""
+
+    for_a_judge: ClassVar[bool] = False  # it keeps answers that say little before `harness judge` has seen them
 
     def identity(self) -> dict[str, Any]:
         return {"name": type(self).__name__, **dataclasses.asdict(self)}

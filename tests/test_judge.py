@@ -352,6 +352,19 @@ def test_each_cell_meets_its_base_once_and_as_the_first_named():
         matches(field(home=dict.fromkeys(["base"], "")), settings(against="base"))
 
 
+@pytest.mark.parametrize("against", ["base", "reference", "none"])
+@pytest.mark.parametrize(("players", "rounds"), [(5, 0), (5, 1), (6, 3), (2, 1), (1, 1)])
+def test_no_more_is_asked_than_was_planned(against, players, rounds):
+    judge = settings(against=against, rounds=rounds)
+    try:
+        found = matches(field(players), judge)
+    except HarnessError:
+        found = []
+    assert 2 * len(found) <= judge.most_calls(40, players, 1)
+    assert 2 * len(found) >= judge.most_calls(40, players, 1) / 2, "and not much more"
+    assert len(matches(field(players), settings("likert"))) == settings("likert").most_calls(40, players, 1)
+
+
 def test_a_verdict_is_turned_round_in_the_second_order():
     match, judge = Match(0, "cell1", "base"), settings()
     read = [line(field(), match, judge, [Reply(a), Reply(b)])["verdicts"] for a, b in ("AB", "AA", "BA", ("A", "?"))]
@@ -550,6 +563,9 @@ def test_from_a_sweep_to_verdicts_on_the_page(harness, config_dir, tmp_path, mon
         text = text.replace(old, new)
     (config_dir / "evals" / "open.yaml").write_text(text)
     small = ["~arms.icl", "~arms.again", "arms.sft.base=tiny", "arms.sft.seed=0", "evals=[open,quiz]"]
+    status, out, err = harness("plan", "mine", *small)
+    assert "to judge open: at most 24 calls of harness judge" in out, err
+    assert "to judge quiz" not in out
     status, _, err = harness("sweep", "mine", *small, "evals.quiz.limit=3")
     assert status == 0, err
     frame = load(Path("runs/mine"))

@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
     asked = compose_judging(parsed.overrides, folder)
     asked.judge.check()
     task = _task(parsed.runs, frame, parsed.task, asked, folder)
-    from harness import evaluate  # which loads lm-eval's
+    from harness.asked import questions  # which loads lm-eval's
 
-    field = gather(parsed.runs, frame, parsed.task, evaluate.questions(parsed.task, task))
+    field = gather(parsed.runs, frame, parsed.task, questions(parsed.task, task))
     caller = _caller(asked.judge, asked.run)
     planned = work.plan(parsed.runs, field, asked.judge, caller.name)
     print(planned.words(), flush=True)

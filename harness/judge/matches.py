@@ -44,7 +44,7 @@ class Match:
 def gather(root: Path, frame: pd.DataFrame, task: str, questions: Mapping[tuple[str, int], tuple[str, str]]) -> Field:
     """The answers to `task` of all finished cells in `frame` (`harness.store.load`).
 
-    `questions` are `harness.evaluate.questions`. Raises HarnessError where cells were asked other items than these.
+    `questions` are `harness.asked.questions`. Raises HarnessError where cells were asked other items than these.
     """
     rows = frame[(frame["task"] == task) & (frame["status"] == "ok")].drop_duplicates("path")
     (mark,) = rows["eval_fingerprint"].unique()

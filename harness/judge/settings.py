@@ -75,7 +75,9 @@ class Judge:
     model: str = ""  # its name there
     key_variable: str = ""  # the environment variable with the endpoint's key; none is sent if this is empty
     base: Base | None = None  # judge here, with this model: base@judge.base=NAME, or {name: mine, path: folder}
-    extra: dict[str, Any] = field(default_factory=dict)  # of a request's body (+judge.extra.NAME=...); null leaves one out
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # of a request's body (+judge.extra.NAME=...); null leaves one out
     against: str = "base"  # whom each cell meets on every item: base, untouched | reference, the target | none
     rounds: int = 1  # on every item the cells sit in a circle, anew each round, and each meets its neighbours
     max_calls: int = 10_000  # to the endpoint, tries again included, of one command
@@ -89,6 +91,15 @@ class Judge:
         """Of a request's body, what is neither the model nor the messages."""
         body = {"temperature": 0, "max_tokens": self.prompt.max_tokens, **self.extra}
         return {name: value for name, value in body.items() if value is not None}
+
+    def most_calls(self, items: int, cells: int, bases: int) -> int:
+        """Of so many cells, the untouched bases counted: known before anything is answered, so no tie is taken off."""
+        if self.prompt.alone:
+            return items * cells
+        pairs = cells * (cells - 1) // 2
+        circle = min(self.rounds * cells, pairs)
+        matches = {"base": min(cells - bases + circle, pairs), "reference": cells + circle, "none": circle}
+        return 2 * items * matches[self.against]
 
     def identity(self, model: str) -> dict[str, Any]:
         return {"model": model, "prompt": dataclasses.asdict(self.prompt), "settings": self.settings()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.cell import Message, Task
 from harness.errors import HarnessError
@@ -20,6 +20,7 @@ class Written(Probe):
     answer is what is kept then, with the ``turns`` before it; its words are those of both.
     """
 
+    for_a_judge: ClassVar[bool] = True
     then: str = ""
 
     def check(self, name: str, task: Task) -> None:
