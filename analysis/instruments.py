@@ -74,9 +74,10 @@ Instrument = Callable[[Evidence], Section]
 
 def instruments() -> tuple[Instrument, ...]:
     """In the page's order."""
-    from analysis import anatomy, bits, forgetting, new_knowledge, pass_at_k, perplexity, shift  # each imports this
+    # Each imports this file.
+    from analysis import anatomy, arena, bits, forgetting, new_knowledge, pass_at_k, perplexity, shift
 
-    looks = (pass_at_k, shift, anatomy, perplexity, forgetting, new_knowledge, bits)
+    looks = (pass_at_k, shift, arena, anatomy, perplexity, forgetting, new_knowledge, bits)
     return tuple(look.section for look in looks)
 
 

@@ -90,7 +90,7 @@ def section(evidence: Evidence) -> Section:
 def paired_up(evidence: Evidence) -> list[Pair]:
     """Every leading score beside every loss of the same base, data, method and variant; see the head of this file."""
     nats = in_nats(evidence)
-    lost = nats.frame["metric"].str.startswith(LOSS, na=False)
+    lost = nats.frame["metric"].astype(str).str.startswith(LOSS)  # of cells that all failed there is no text
     table = pd.concat([nats.frame[lost], nats.plain[nats.plain["higher_is_better"].eq(True)]])
     table = pd.concat([aimed(table), _held_out(nats.plain)], ignore_index=True)
     curves = [Sampled(s, draws(s)) for s in collect(table, nats.items) if s.headline]

@@ -269,7 +269,7 @@ def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.nda
     np.add.at(sums, asked.clusters, answers)
     members = np.bincount(asked.clusters).astype(float)
     mark = hashlib.sha256("\n".join(asked.names).encode()).hexdigest()
-    times = _times(mark, count, n, seed)
+    times = times_drawn(mark, count, n, seed)
     parts = (times[first : first + 256].astype(np.float32) for first in range(0, n, 256))
     both = np.hstack([sums, members[:, None]]).astype(np.float32)
     drawn = np.concatenate([part @ both for part in parts]).astype(float)
@@ -279,7 +279,7 @@ def resample(asked: Asked, answers: np.ndarray, n: int, seed: int = 0) -> np.nda
 
 
 @lru_cache(maxsize=8)
-def _times(mark: str, count: int, n: int, seed: int) -> np.ndarray:
+def times_drawn(mark: str, count: int, n: int, seed: int) -> np.ndarray:
     """[n, count]: how often each cluster is drawn in each resample."""
     rng = np.random.default_rng([seed, int(mark[:16], 16)])
     parts = []

@@ -12,7 +12,7 @@ from harness import preempt, ranks, secrets
 from harness.errors import HarnessError
 
 TRY_AGAIN = 75  # the exit status of a process that was told to stop, EX_TEMPFAIL of sysexits.h
-COMMANDS = ("sweep", "plan", "run", "status", "report", "show", "eval", "sync", "export")
+COMMANDS = ("sweep", "plan", "run", "status", "report", "show", "eval", "sync", "export", "judge")
 TRAIN = ("run", "sweep", "eval")  # these listen to signals and may be started by accelerate launch
 
 HELP = """\
@@ -29,6 +29,7 @@ Data-scaling sweeps that tell eliciting what a base model knows from teaching it
   sync RUNS                  fill in on W&B what it lacks           harness sync runs/pocket
   export CELL FOLDER         base and adapter merged, as a model    harness export runs/pocket/.../n000000064-... mine
   eval RUNS evals=NAME       score finished cells on more tasks     harness eval runs/pocket evals=pocket_quiz
+  judge RUNS --task NAME     have answers compared by a model       harness judge runs/mine --task lima judge.url=...
 
 `harness COMMAND --help` says more. Tab completion: eval "$(harness -sc install=bash)"
 """

@@ -12,7 +12,7 @@ from harness.data.contamination import Index
 from harness.data.overlap import texts_of, users_say
 from harness.data.subset import Subset
 from harness.data.words import mark
-from harness.evaluate import identity, load_task
+from harness.evaluate import identity, item_hash, load_task
 from harness.identity import fingerprint
 
 
@@ -59,6 +59,16 @@ def _items_asked(name: str, task: Task) -> list[bytes]:
 _asked: dict[str, list[bytes]] = {}
 _texts: dict[str, list[list[str]]] = {}  # made once per process
 _indexes: dict[str, Index] = {}
+
+
+def questions(name: str, task: Task) -> dict[tuple[str, int], tuple[str, str]]:
+    """By member task and item, as kept answers name them: the question by itself, without examples or a chat template,
+    and lm-eval's hash of the item."""
+    found = {}
+    for member_name, member in load_task(name, task)["tasks"].items():
+        for item, doc in enumerate(islice(member.eval_docs, task.limit)):
+            found[member_name, item] = str(member.doc_to_text(doc)), item_hash(doc)
+    return found
 
 
 @dataclass

@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from harness.cell import Cell, Method, canonical
 from harness.engines import engines
 from harness.errors import HarnessError
+from harness.judge import Judging
 from harness.methods import methods
 from harness.methods.recipe import Recipe, Stage
 from harness.secrets import refuse
@@ -42,6 +43,7 @@ def register() -> None:
     """Give Hydra the schema: `cell_schema`, and each method and engine under its name."""
     store = ConfigStore.instance()
     store.store(name="cell_schema", node=Cell)
+    store.store(name="judging_schema", node=Judging)
     for name, method in methods().items():
         store.store(group="method", name=name, node=method)
     for name, engine in engines().items():
@@ -80,6 +82,18 @@ def to_cell(config: DictConfig) -> Cell:
 def compose_cell(overrides: list[str], config_dir: Path | None = None) -> Cell:
     with hydra_ready(config_dir):
         return to_cell(composed(overrides, config_dir))
+
+
+def compose_judging(overrides: list[str], config_dir: Path | None = None) -> Judging:
+    """What `harness judge` is asked to do."""
+    search = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+    with hydra_ready(config_dir), one_line():
+        config = compose("judging", overrides=[*search, *overrides])
+        _refuse_additions(config)
+        judging = OmegaConf.to_object(config)
+    assert isinstance(judging, Judging)
+    refuse(dataclasses.asdict(judging), "")
+    return judging
 
 
 def from_dict(record: dict[str, Any]) -> Cell:

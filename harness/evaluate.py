@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
+import json
 import random
 import sys
 import time
@@ -109,6 +110,11 @@ def extent(name: str, task: Task) -> Extent:
 def examples_read(name: str, task: Task, size: int) -> int:
     """How many of a cell's examples its probe reads, in one forward pass each."""
     return _probe(name, task).examples(size) if task.probe else 0
+
+
+def for_a_judge(name: str, task: Task) -> bool:
+    """Whether its answers are kept for `harness judge`."""
+    return bool(task.probe) and _probe(name, task).for_a_judge
 
 
 def evaluate(
@@ -324,6 +330,13 @@ def _scores(name: str, task: Task, results: Any) -> list[dict[str, Any]]:
         have = "; ".join(f"{s['metric']}/{s['filter']}" for s in scores)
         raise HarnessError(f"evals.{name}.headline={task.headline!r} is none of what the task gives: {have}")
     return scores
+
+
+def item_hash(doc: Any) -> str:
+    """lm-eval's `doc_hash` of a sample."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    return str(hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)))
 
 
 def _sample(name: str, member: Any, sample: dict[str, Any], spoken: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.cell import Adapted, Run, Task
 
@@ -26,7 +26,8 @@ class Asking:
     name: str
     task: Task  # without the probe, as the probe has it asked
     run: Run
-    ask: Callable[[Adapted], dict[str, Any]]  # lm-eval's whole evaluation of a model: scores, samples, seconds ...
+    # lm-eval's whole evaluation of an `Adapted`: scores, samples, seconds ...; with `task=` of another task than this.
+    ask: Callable[..., dict[str, Any]]
     read: Callable[[Adapted], dict[tuple[str, int], list[int]]]  # by (task, item), the tokens of what it would be asked
     # The cell's `harness.data.subset.Example`s; None where it learned from more, or has not learned from all of them.
     examples: Sequence[Any] | None = None
@@ -68,6 +69,8 @@ def mean(values: list[float]) -> dict[str, Any]:
 @dataclass
 class Probe:
     """Its fields are its settings, and its identity but for those that change no result."""
+
+    for_a_judge: ClassVar[bool] = False  # it keeps answers that say little before `harness judge` has seen them
 
     def identity(self) -> dict[str, Any]:
         return {"name": type(self).__name__, **dataclasses.asdict(self)}

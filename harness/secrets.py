@@ -5,7 +5,7 @@ refused. What an error says is not ours to choose, so it is redacted before it i
 
 Known by sight: the value of an environment variable that is named like a secret, user and password of an address,
 tokens in its query, and the tokens of Hugging Face, GitHub, W&B (the new kind), OpenAI and their like. An older W&B key
-is 40 hexadecimal digits, as a git commit is, and only known from the environment.
+is 40 hexadecimal digits, as a git commit is, and only known from the environment. `hide` tells of others.
 """
 
 import os
@@ -25,11 +25,18 @@ _SHAPES = (
     re.compile(r"(?<![A-Za-z0-9])(?:hf_|gh[pousr]_|github_pat_|wandb_v1_)[A-Za-z0-9_]{20,}"),
     re.compile(r"(?<![\w-])sk-(?:[a-z]+\d*-)*[A-Za-z0-9_]{20,}"),
 )
+_hidden: set[str] = set()
+
+
+def hide(value: str) -> None:
+    """Know a credential from now on, in this process, wherever it came from."""
+    if len(value) >= SHORTEST:
+        _hidden.add(value)
 
 
 def redacted(text: str) -> str:
     """The text without what is known to be a credential."""
-    for value in _of_environment():
+    for value in _values():
         text = text.replace(value, HIDDEN)
     for shape in _SHAPES:
         text = shape.sub(HIDDEN, text)
@@ -53,7 +60,8 @@ def refuse(value: Any, place: str) -> None:
                 refuse(inner, place)
 
 
-def _of_environment() -> list[str]:
+def _values() -> list[str]:
     """Longest first, so that none is left in part; also as an address would spell them."""
-    values = {v for name, v in os.environ.items() if _NAMED.search(name) and len(v) >= SHORTEST}
+    named = {v for name, v in os.environ.items() if _NAMED.search(name) and len(v) >= SHORTEST}
+    values = named | _hidden
     return sorted(values | {quote(v, safe="") for v in values}, key=len, reverse=True)

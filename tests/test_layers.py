@@ -18,7 +18,7 @@ ROWS = [
     {"harness.hub", "harness.consent", "harness.schedule"},
     {"harness.checkpoint"},
     {"harness.trunk", "harness.store", "harness.data", "harness.board", "harness.scoring"} | {"harness.compression"},
-    {"harness.objective", "harness.rewards", "harness.items", "harness.pieces", "harness.tasks"},
+    {"harness.objective", "harness.rewards", "harness.items", "harness.pieces", "harness.tasks", "harness.verdicts"},
     {"harness.retention", "harness.base", "harness.train", "harness.decoding", "harness.lowrank", "analysis"}
     | {"harness.mirror", "harness.neftune", "harness.drawing", "harness.logits"},
     {"harness.rollouts"},
@@ -29,6 +29,7 @@ ROWS = [
     {"harness.lm", "harness.vllm"},
     {"harness.probes"},
     {"harness.evaluate"},
+    {"harness.judge"},
     {"harness.asked"},
     {"harness.along", "harness.search"},
     {"harness.run"},

@@ -5,14 +5,16 @@ two thousand do. One seed of the shipped sweep's own cells; takes two to three m
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import stdtrit
 
-from analysis import anatomy, forgetting, perplexity, shift
+from analysis import anatomy, arena, forgetting, perplexity, shift
 from analysis.elicitation import Sampled
 from analysis.instruments import Evidence
 from analysis.mistakes import FORMAT, REASONING, TRUNCATION
@@ -20,6 +22,7 @@ from analysis.pass_at_k import guessing, look, pairs
 from analysis.sample import Estimate
 from harness import base as bases
 from harness import store
+from harness.commands import judge
 from harness.compose import compose_cell
 from harness.engines.local import run_cells
 from harness.items import load_items
@@ -27,6 +30,7 @@ from harness.plan import check, plan, to_run
 from harness.pocket import world
 from harness.run import run
 from harness.sweep import sweep_cells
+from tests.judge_server import serving
 
 
 @pytest.mark.slow
@@ -68,6 +72,27 @@ def test_elicited_and_taught_are_told_apart(tmp_path):
     cost = {(one.series.data, one.size): one.raw for one in forgetting.changes(evidence)}
     assert len(cost) == 3
     assert min(one.low for one in cost.values()) > 0  # of chats alone the corpus is forgotten
+
+    with serving(knows) as server:
+        asked = ["judge=mt_bench", f"judge.url={server.url}", "judge.model=reference", "judge.rounds=0"]
+        assert [judge.main([str(tmp_path), "--task", task, *asked]) for task in ("pocket_facts", "pocket_rule")] == [
+            0,
+            0,
+        ]
+    told = arena.section(evidence)
+    wins = pd.concat([told.data["judge-1"], told.data["judge-2"]]).query("metric == 'win_rate'")
+    wins = wins.set_index(["task", "size"])
+    assert wins.low["pocket_facts", 128] > 0.85  # of comparisons with the base, where half is no better than it
+    assert wins.high["pocket_rule", 128] < 0.7
+    assert wins.low["pocket_rule", 2048] > 0.75
+
+
+def knows(body: dict[str, Any]) -> str:
+    """A judge that reads the reference, and holds to be better what begins with it."""
+    parts = re.split(r"\n\n?\[(?:Reference answer|Answer A|End of answer A|Answer B|End of answer B)\]\n?",
+                     body["messages"][-1]["content"])  # fmt: skip
+    first, second = (parts[k].strip() == parts[1].strip() for k in (2, 4))
+    return "[[C]]" if first == second else f"[[{'A' if first else 'B'}]]"
 
 
 def _at_fewest(curve: Sampled) -> Estimate:

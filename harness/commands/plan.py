@@ -8,11 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness import findings, search
+from harness import evaluate, findings, search
 from harness import plan as plans
 from harness.capacity import warnings
 from harness.commands.common import print_cells, sweep_arguments
 from harness.cost import Cost, Estimator, total
+from harness.judge import Judge
 from harness.plan import DONE, Planned
 from harness.schedule import SETTLED
 
@@ -29,12 +30,16 @@ def main(arguments: list[str]) -> int:
     found = findings.findings([p.cell for p in planned if p.state != DONE])
     if parsed.json:
         told = as_json(both, len(planned), costs, estimator, parsed.price)
-        print(json.dumps(told | {"data": found}, indent=1))
+        print(json.dumps(told | {"data": found, "judge_calls": judge_calls(planned)}, indent=1))
         return 0
     for p, cost in zip(both, costs, strict=True):
         print(f"{p.state:8} {p.cell.folder()}  [{', '.join(p.cell.evals)}]  {_rate(p, estimator)}{_line(cost)}")
     sums = _totals(both, costs, estimator, parsed.price)
-    print("\n".join([*map(findings.line, found), _states(planned, both), *sums, *warnings(cells, estimator)]))
+    judged = [
+        f"to judge {name}: at most {n:,} calls of harness judge, whose --dry-run tells the price of what was answered"
+        for name, n in judge_calls(planned).items()
+    ]
+    print("\n".join([*map(findings.line, found), _states(planned, both), *sums, *judged, *warnings(cells, estimator)]))
     return 0
 
 
@@ -47,6 +52,18 @@ def totals(planned: list[Planned], parsed: argparse.Namespace) -> list[str]:
     costs = [estimator.cost(p) for p in both]
     told = warnings([p.cell for p in planned], estimator)
     return [_states(planned, both), *_totals(both, costs, estimator, parsed.price), *told]
+
+
+def judge_calls(planned: list[Planned]) -> dict[str, int]:
+    """By task whose answers are kept for a judge: the calls that this takes at most, by the judge's defaults."""
+    tasks = {name: task for p in planned for name, task in p.cell.evals.items()}
+    calls = {}
+    for name, task in tasks.items():
+        if evaluate.for_a_judge(name, task):
+            asked = [p.cell for p in planned if name in p.cell.evals]
+            bases = sum(cell.method.name == "base" for cell in asked)
+            calls[name] = Judge().most_calls(evaluate.extent(name, task).items, len(asked), bases)
+    return calls
 
 
 def _rate(p: Planned, estimator: Estimator) -> str:
