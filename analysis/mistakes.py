@@ -8,7 +8,7 @@
 | cut | truncation | it had not come to an end when it had as many tokens as it may have |
 | form | format | the strict filter finds no answer in it |
 | equation | arithmetic slip | it writes out an equation that is false (`analysis.arithmetic`) |
-| digit | arithmetic slip | it is a whole number and nothing else, and misses the right one by a carry or in one digit |
+| digit | arithmetic slip | it is a whole number and nothing else, and misses one of more digits by a carry or in one |
 | rest | reasoning error | none of these: well formed, wrong, nothing false worked out |
 
 The loop is that of Holtzman et al. 2020 (arXiv 1904.09751): a phrase of at least two tokens that repeats at least three
@@ -101,15 +101,18 @@ def loop(text: str, *, cut: bool = False) -> str:
 
 
 def missed_digit(answer: str, target: str) -> str:
-    """How a whole number misses another: by a carry (a power of ten) or in one of its two or more digits."""
+    """How a whole number misses one of two or more digits: by a carry (a power of ten) or in one of the digits.
+
+    Whoever guesses misses a number of one digit like this often enough, so that is no slip.
+    """
     if not (WHOLE.fullmatch(answer) and WHOLE.fullmatch(target)):
         return ""
     mine, right = int(answer), int(target)
-    apart = str(abs(mine - right))
-    carried = apart.strip("0") == "1"
-    a, b = str(mine), str(right)
-    one_digit = len(a) == len(b) > 1 and sum(x != y for x, y in zip(a, b, strict=True)) == 1
-    return f"{mine} for {right}" if mine * right >= 0 and (carried or one_digit) else ""
+    carried = str(abs(mine - right)).strip("0") == "1"
+    a, b = str(abs(mine)), str(abs(right))
+    one_digit = len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 1
+    slipped = len(b) > 1 and mine * right >= 0 and (carried or one_digit)
+    return f"{mine} for {right}" if slipped else ""
 
 
 def _end(text: str) -> str:
