@@ -24,10 +24,11 @@ from matplotlib.patches import Patch
 
 from analysis.elicitation import Sampled, crossing, end, examples, isotonic, shown_variants
 from analysis.instruments import Evidence, Picture, Section, Table
-from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Judge, Mistake, Wrong, classify
+from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Mistake, Wrong, classify
 from analysis.points import aimed, brief
 from analysis.sample import DRAWS, Estimate, Point, Series, collect, draws
 from analysis.style import PALETTES, PAPER, frame
+from harness import verdicts
 from harness.items import PATIENCE, answers
 
 TITLE = "What is wrong with the wrong answers?"
@@ -95,9 +96,10 @@ class Anatomy:
         return [*said, f"Errors of reasoning {state}: {fall} a decade from {falling.since:,.0f} examples on."]
 
 
-def section(evidence: Evidence, judge: Judge | None = None) -> Section:
-    """`judge` is asked about what no rule applies to; without one, those are errors of reasoning."""
-    found, lines = anatomies(evidence, judge)
+def section(evidence: Evidence) -> Section:
+    """What no rule applies to is what a judge said of it, or else an error of reasoning."""
+    heard = judged(evidence)
+    found, lines = anatomies(evidence, {key: said for one in heard.values() for key, said in one.items()})
     if not found:
         return Section(TITLE, absent=ABSENT)
     said = [line for one in found for line in one.words()]
@@ -105,6 +107,8 @@ def section(evidence: Evidence, judge: Judge | None = None) -> Section:
         "An answer has one class, the first that applies. Wrong content in an answer out of form counts as format, so "
         "errors of reasoning can rise as the form comes."
     )
+    told = lines["rule"].eq("judge").groupby(lines["task"]).sum()
+    said += [f"Of {task}, {told.get(task, 0):,} answers that no rule could class were by {who}." for task, who in heard]
     if any(one.unknown for one in found):
         said.append(
             "Of some answers it was not kept whether they were cut at the most tokens; none counts as truncated."
@@ -120,7 +124,35 @@ def section(evidence: Evidence, judge: Judge | None = None) -> Section:
     )
 
 
-def anatomies(evidence: Evidence, judge: Judge | None = None) -> tuple[list[Anatomy], pd.DataFrame]:
+Said = dict[tuple[str, str, str], str]  # by task, a cell's path and an item's hash: its class, by a judge
+
+
+def judged(evidence: Evidence) -> dict[tuple[str, str], Said]:
+    """By task and judge, what was said of wrong answers; of several judgings of a task the one that says most."""
+    frame = evidence.plain
+    asked = set(zip(frame["path"], frame["task"], frame["eval_fingerprint"], strict=True))
+    found: dict[tuple[str, str], Said] = {}
+    most: dict[str, tuple[str, str]] = {}
+    for judging in verdicts.load(evidence.root):
+        if judging.sorts:
+            task, mark = judging.about["task"], judging.about["mark"]
+            lines = [line for line in judging.lines if line["verdicts"][0] and (line["one"], task, mark) in asked]
+            said = {(task, line["one"], line["item_hash"]): str(line["verdicts"][0]) for line in lines}
+            if said and (task not in most or len(said) > len(found[most[task]])):
+                found.pop(most.get(task, ("", "")), None)
+                most[task] = task, judging.judge
+                found[most[task]] = said
+    return found
+
+
+def unclassed(evidence: Evidence, task: str) -> set[tuple[str, str]]:
+    """The wrong answers to `task` that no rule applies to, by the cell's path and the item (``task:number``)."""
+    _, lines = anatomies(evidence)
+    rest = lines[(lines["task"] == task) & (lines["rule"] == "rest")]
+    return set(zip(rest["path"].astype(str), rest["item"].astype(str), strict=True))
+
+
+def anatomies(evidence: Evidence, said: Said | None = None) -> tuple[list[Anatomy], pd.DataFrame]:
     """Of every curve with written answers, and a line for each wrong item: where it is from, class, rule, excerpt."""
     plain = aimed(evidence.plain)
     done = plain.loc[plain["status"] == "ok", ["path", "task", "eval_fingerprint"]].drop_duplicates()
@@ -131,7 +163,7 @@ def anatomies(evidence: Evidence, judge: Judge | None = None) -> tuple[list[Anat
     wanted = dict.fromkeys((path, s.task, s.metric, s.filter) for s in strict for path in _paths(s))
     began = told = time.monotonic()
     for number, (path, task, metric, filter_) in enumerate(wanted):
-        cells[path, task] = _read(evidence.root, path, task, marks[path, task], metric, filter_, judge)
+        cells[path, task] = _read(evidence.root, path, task, marks[path, task], metric, filter_, said or {})
         if time.monotonic() > max(began + PATIENCE, told + 1):
             told = time.monotonic()
             print(f"wrong answers: those of {number + 1:,} of {len(wanted):,} evaluations read", file=sys.stderr)
@@ -154,10 +186,10 @@ def anatomies(evidence: Evidence, judge: Judge | None = None) -> tuple[list[Anat
     columns = ["path", "base", "data", "method", "variant", "size", "seed"]
     cell_of = {str(row["path"]): row for row in plain[columns].drop_duplicates("path").to_dict("records")}
     for path, task in sorted(told_of):
-        about = {name: cell_of[path][name] for name in columns[1:]} | {"task": task}
+        about = {name: cell_of[path][name] for name in columns} | {"task": task}
         cell = cells[path, task]
         lines += [{**about, **line} for line in (cell.lines if cell else ())]
-    return found, pd.DataFrame(lines, columns=[*KEPT[:4], "size", "seed", "task", *LINE])
+    return found, pd.DataFrame(lines, columns=[*columns, "task", *LINE])
 
 
 LINE = ("item", "class", "rule", "target", "excerpt")
@@ -187,7 +219,7 @@ def _paths(series: Series) -> list[str]:
     return [path for point in points for path in point.paths]
 
 
-def _read(root: Path, path: str, task: str, mark: str, metric: str, filter_: str, judge: Judge | None) -> _Cell | None:
+def _read(root: Path, path: str, task: str, mark: str, metric: str, filter_: str, said: Said) -> _Cell | None:
     """None where answers are no single texts, or where one is neither right nor wrong."""
     by_filter: dict[str, list[dict[str, Any]]] = {}
     for row in answers(root, path, task, mark):
@@ -204,7 +236,7 @@ def _read(root: Path, path: str, task: str, mark: str, metric: str, filter_: str
             continue
         others = {name: rows[i] for name, rows in by_filter.items() if rows[i]["item_hash"] == row["item_hash"]}
         wrong = Wrong.of(row, others, metric)
-        its: Mistake = classify(wrong, judge)
+        its: Mistake = classify(wrong, said.get((task, path, row["item_hash"]), ""))
         kinds[i] = CLASSES.index(its.kind)
         name = f"{row['task']}:{row['item']}"
         lines.append(dict(zip(LINE, (name, its.kind, its.rule, wrong.target, its.excerpt), strict=True)))

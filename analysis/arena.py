@@ -50,7 +50,7 @@ class Part:
 
 
 def section(evidence: Evidence) -> Section:
-    found = verdicts.load(evidence.root)
+    found = [judging for judging in verdicts.load(evidence.root) if not judging.sorts]  # those are analysis.anatomy's
     if not found:
         return Section(TITLE, absent=ABSENT)
     parts = [_part(evidence, judging, f"judge-{number + 1}") for number, judging in enumerate(found)]

@@ -32,7 +32,8 @@ class Judging:
     `lines`, each with ``item`` (its place among ``items``), ``cluster``, ``one`` and ``other``, the players (`other` is
     empty where an answer was rated by itself), ``words`` of their answers, ``same`` where these are equal, so that
     nobody was asked, and ``verdicts``: of each order, `one` shown first and then `other`, what `one` won (1, 0.5 or 0;
-    None for a reply that says neither), or the one rating; and the ``calls``' names, where the replies' words are.
+    None for a reply that says neither), or the one rating or class of error; and the ``calls``' names, where the
+    replies' words are.
     """
 
     about: dict[str, Any]
@@ -41,6 +42,11 @@ class Judging:
     @property
     def pairwise(self) -> bool:
         return not self.about["judge"]["prompt"]["alone"]
+
+    @property
+    def sorts(self) -> bool:
+        """Whether it says what is wrong with wrong answers; its verdicts are then `analysis.mistakes.CLASSES`."""
+        return any(isinstance(meant, str) for meant in self.about["judge"]["prompt"]["means"].values())
 
     @property
     def judge(self) -> str:

@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import anatomy
+from analysis import anatomy, arena
 from analysis.arithmetic import equations
 from analysis.instruments import Evidence
 from analysis.mistakes import CLASSES, FORMAT, REASONING, SLIP, Wrong, classify, loop, missed_digit
 from harness.artifact import sha256_file
 from harness.cell import Adapted
-from harness.errors import HarnessError
+from harness.commands.judge import of_wrong
+from harness.compose import compose_judging
 from harness.evaluate import evaluate
 from harness.items import INVALID
+from harness.judge import judging as work
+from harness.judge.endpoint import Endpoint
+from harness.judge.matches import gather
 from harness.store import write_jsonl, write_result
+from tests.judge_server import serving
 from tests.sweeps import Sweep
 
 
@@ -53,20 +58,11 @@ def test_the_first_rule_that_applies_decides():
     assert classify(Wrong("3 + 5 = 9", "8", "9")).rule == "equation"
 
 
-def test_a_judge_is_asked_about_the_rest_only():
-    asked: list[Wrong] = []
-
-    def judge(wrong: Wrong) -> str:
-        asked.append(wrong)
-        return SLIP
-
+def test_a_judge_is_heard_about_the_rest_only():
     rest = Wrong("Seven.", "8", "seven")
-    assert classify(Wrong("", "8", ""), judge).kind == "no answer"
-    assert (classify(rest, judge).kind, classify(rest, judge).rule) == (SLIP, "judge")
-    assert asked == [rest, rest]
-    assert classify(rest, lambda _: "").rule == "rest"
-    with pytest.raises(HarnessError, match="must be one of: format"):
-        classify(rest, lambda _: "bad luck")
+    assert classify(Wrong("", "8", ""), SLIP).kind == "no answer"
+    assert (classify(rest, SLIP).kind, classify(rest, SLIP).rule) == (SLIP, "judge")
+    assert (classify(rest).kind, classify(rest).rule) == (REASONING, "rest")
 
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
@@ -280,11 +276,38 @@ def test_choices_have_no_anatomy(tmp_path):
     assert not made.lines
 
 
-def test_a_judge_moves_items_out_of_the_rest(planted):
-    (found,), lines = anatomy.anatomies(evidence(planted), judge=lambda wrong: SLIP if "was 4" in wrong.text else "")
-    assert found.at(REASONING, 0).value == 0
-    assert found.at(SLIP, 10).value == pytest.approx(0.5)
-    assert set(lines[lines["class"] == SLIP]["rule"]) == {"judge", "equation"}
+def test_a_judge_moves_what_it_is_asked_about_out_of_the_rest(tmp_path):
+    sweep = Sweep(tmp_path, n=200)
+    for size in (0, 10):
+        written(sweep, size, mixture(sweep, PLANTED[size]))
+    frame, rest = sweep.frame, anatomy.unclassed(evidence(sweep), "t")
+    field = gather(tmp_path, frame, "t", {("t", i): (f"Question {i}?", f"{i:064}") for i in range(200)})
+    judge = compose_judging(["judge=errors", "judge.url=http://localhost", "judge.model=m"]).judge
+
+    def sees(body: dict[str, Any]) -> str:
+        """A slip in every second question; of the others both, which is no verdict."""
+        text = body["messages"][-1]["content"]
+        assert "[Right answer]\n8\n" in text
+        assert "It was 4 #### 4" in text
+        return "B" if int(re.findall(r"Question (\d+)", text)[0]) % 2 else "A\nC"
+
+    with serving(sees) as server:
+        judge.url = server.url
+        planned = work.plan(tmp_path, of_wrong(field, tmp_path, frame), judge, "m")
+        assert {(one.one, f"t:{one.item}") for one in planned.matches} == rest
+        assert len(rest) == 60 + 80  # as planted: no other wrong answer, and none that is right
+        work.run(tmp_path, planned, Endpoint(judge))
+    made = anatomy.section(evidence(sweep))
+    lines = made.data["anatomy"]
+    odd = lines["item"].str.partition(":")[2].astype(int) % 2 == 1
+    told = {rule: set(lines[lines["rule"] == rule].index) for rule in ("judge", "rest")}
+    asked = set(lines[[pair in rest for pair in zip(lines["path"], lines["item"], strict=True)]].index)
+    assert told == {"judge": asked & set(lines[odd].index), "rest": asked & set(lines[~odd].index)}
+    assert set(lines[lines["rule"] == "judge"]["class"]) == {SLIP}
+    assert f"Of t, {len(told['judge'])} answers that no rule could class were by m." in made.lines
+    assert arena.section(evidence(sweep)).absent  # nothing was compared
+    again = frame.assign(eval_fingerprint=frame["eval_fingerprint"] + "x")
+    assert not anatomy.judged(Evidence(tmp_path, again, sweep.items()))  # other answers than were judged
 
 
 # ------------------------------------------------------------------------------------------------------------ the flag

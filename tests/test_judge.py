@@ -66,6 +66,7 @@ def parrot(body):
         ("mt_bench", "Both fine.\n[[C]]", 0.5), ("mt_bench", "A errs. [[B]]", 0), ("mt_bench", "[[A]]. So: [[A]]", 1),
         ("mt_bench", "[[A]] is one verdict, [[B]] another", None), ("mt_bench", "A is better", None),
         ("likert", "It helps.\n4", 4), ("likert", "Step 1. No.\n**6**\n6", 6), ("likert", "between\n3\nand\n4", None),
+        ("errors", "The second sum is off.\n\n**B**", "arithmetic slip"), ("errors", "A\nC", None),
         ("likert", "I give it 5", None), ("likert", "7", None), ("likert", "46", None),
     ],
 )  # fmt: skip
@@ -73,14 +74,14 @@ def test_a_reply_is_read_or_it_is_not_but_never_guessed(style, reply, value):
     assert composed(style).prompt.read(reply) == value
 
 
-@pytest.mark.parametrize("style", ["alpaca_eval", "mt_bench", "mt_bench_second", "likert"])
+@pytest.mark.parametrize("style", ["alpaca_eval", "mt_bench", "mt_bench_second", "likert", "errors"])
 def test_every_prompt_shows_what_it_has(style):
     prompt = composed(style).prompt
     given = {"answer": "ANSWER"} if prompt.alone else {"first": "FIRST {{ 1 + 1 }}", "second": "SECOND"}
     for reference in ("REFERENCE", ""):
         texts = " ".join(m["content"] for m in prompt.messages(question="QUESTION", reference=reference, **given))
         assert all(text in texts for text in ("QUESTION", *given.values())), "and an answer is text, not a template"
-        assert ("REFERENCE" in texts) == (style == "mt_bench" and bool(reference))
+        assert ("REFERENCE" in texts) == (style in ("mt_bench", "errors") and bool(reference))
         assert ("eference" in texts) == (style == "mt_bench" and bool(reference))
         if not prompt.alone:
             assert texts.index("FIRST") < texts.index("SECOND")
@@ -102,6 +103,7 @@ THERE = ["judge.url=http://h/v1", "judge.model=m"]
         ([*THERE, "judge.prompt.verdict=x"], "has 0 groups"),
         ([*THERE, "judge.prompt.user='{{ answr }}'"], "'answr' is undefined"),
         ([*THERE, "judge.max_calls=0"], "must be more than 0"),
+        ([*THERE, "judge=errors", "judge.prompt.means={A: bad luck}"], "what is wrong with it: format, no answer"),
         ([*THERE, "judge.concurency=2"], "did you mean 'concurrency'"),
         (["judge.url=http://me:hunter2@h/v1", "judge.model=m"], "looks like a credential"),
     ],

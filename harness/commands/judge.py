@@ -2,15 +2,17 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands.common import draw, load_frame, new_parser
 from harness.compose import compose_judging, from_dict, users_folder
 from harness.errors import HarnessError
+from harness.items import load_items
 from harness.judge import judging as work
 from harness.judge.calls import Caller, Tally
-from harness.judge.matches import gather
+from harness.judge.matches import Field, gather
 from harness.judge.settings import Judge, Judging
 from harness.store import RECORD, read_result
 
@@ -24,7 +26,8 @@ def main(arguments: list[str]) -> int:
     parser = new_parser(
         "judge",
         "Have the answers of all finished cells below RUNS compared by a language model: with their untouched base or "
-        "the reference, and with each other. judge=alpaca_eval, mt_bench or likert is what it is asked (conf/judge/). "
+        "the reference, and with each other. judge=alpaca_eval, mt_bench or likert is what it is asked (conf/judge/); "
+        "judge=errors asks what is wrong with wrong answers. "
         "Its replies are kept in RUNS/.judge; none is asked for twice. After an outage the same command goes on.",
         "harness judge runs/mine --task lima judge.url=http://127.0.0.1:8000/v1 judge.model=name",
     )
@@ -41,6 +44,8 @@ def main(arguments: list[str]) -> int:
     from harness.asked import questions  # which loads lm-eval's
 
     field = gather(parsed.runs, frame, parsed.task, questions(parsed.task, task))
+    if asked.judge.prompt.sorts:
+        field = of_wrong(field, parsed.runs, frame)
     caller = _caller(asked.judge, asked.run)
     planned = work.plan(parsed.runs, field, asked.judge, caller.name)
     print(planned.words(), flush=True)
@@ -72,6 +77,19 @@ def _told(tally: Tally, left: int) -> int:
               file=sys.stderr)  # fmt: skip
         return 1
     return 0
+
+
+def of_wrong(field: Field, runs: Path, frame: "pd.DataFrame") -> Field:
+    """The same with no more to ask about than the wrong answers that no rule can class."""
+    from analysis.anatomy import unclassed
+    from analysis.instruments import Evidence
+
+    left = unclassed(Evidence(runs, frame, load_items(runs, frame)), field.task)
+    if not left:
+        raise HarnessError(f"no wrong answer to {field.task} is left by the rules, so there is none to ask about")
+    names = [f"{task}:{number}" for task, number in field.names]
+    only = frozenset((path, i) for path in field.answers for i, name in enumerate(names) if (path, name) in left)
+    return replace(field, only=only)
 
 
 def _caller(judge: Judge, run: "Run") -> Caller:

@@ -43,7 +43,8 @@ class Plan:
     def words(self) -> str:
         """For people, before anything is asked."""
         judge, same = self.judge, sum(not some for some in self.asked)
-        what = "answers to rate" if judge.prompt.alone else "matches in both orders"
+        rated = "wrong answers that no rule can class" if judge.prompt.sorts else "answers to rate"
+        what = rated if judge.prompt.alone else "matches in both orders"
         read, written = self.tokens
         text = f"{self.field.task}: {len(self.field.answers)} cells, {len(self.field.names):,} items, "
         text += f"{len(self.matches):,} {what}" + f" ({same:,} of equal answers: ties, not asked)" * bool(same)

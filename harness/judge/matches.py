@@ -30,6 +30,7 @@ class Field:
     references: list[str]
     answers: dict[str, list[str]]  # by player: a cell's path or `REFERENCE`
     home: dict[str, str]  # by a cell's path, that of its untouched base; empty where that was not scored
+    only: frozenset[tuple[str, int]] | None = None  # answers asked about alone, by player and item; None: all
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def matches(field: Field, judge: Judge) -> list[Match]:
     """
     items = range(len(field.names))
     if judge.prompt.alone:
-        return [Match(item, player) for item in items for player in field.answers]
+        every = [Match(item, player) for item in items for player in field.answers]
+        return [one for one in every if field.only is None or (one.one, one.item) in field.only]
     if judge.against == "reference" and not any(field.references):
         raise HarnessError(f"the items of {field.task} have no reference answer; use judge.against=base")
     if judge.against == "base" and not any(field.home.values()):
@@ -146,7 +148,7 @@ def line(
     """As `harness.verdicts.Judging.lines` has it."""
     read = [judge.prompt.read(reply.text) for reply in replies]
     if len(read) == 2:  # in the second order the first answer is that of `other`
-        read[1] = None if read[1] is None else 1 - read[1]
+        read[1] = None if read[1] is None else 1 - float(read[1])
     players = [match.one, match.other] if match.other else [match.one]
     cluster = field.clusters[match.item]
     return {

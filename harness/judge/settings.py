@@ -33,14 +33,20 @@ class Prompt:
     user: str = MISSING
     alone: bool = False  # one answer is rated; else two are compared, in both orders
     verdict: str = MISSING  # a regular expression whose one group is the verdict, wherever it stands in the reply
-    means: dict[str, float] = field(default_factory=dict)  # a verdict -> what the first answer won, or the rating
+    # A verdict -> what the first answer won; alone, its rating, or what is wrong with it (`analysis.mistakes.CLASSES`).
+    means: dict[str, Any] = field(default_factory=dict)
     max_tokens: int = 1024  # of a reply
 
     def messages(self, **texts: str) -> list[Message]:
         said = [("system", self.system), ("user", self.user)]
         return [{"role": role, "content": _TEXTS.from_string(text).render(texts)} for role, text in said if text]
 
-    def read(self, reply: str) -> float | None:
+    @property
+    def sorts(self) -> bool:
+        """Whether it says what is wrong with wrong answers."""
+        return any(isinstance(meant, str) for meant in self.means.values())
+
+    def read(self, reply: str) -> float | str | None:
         """What the reply says; None where it says nothing that was asked for, or two things at once."""
         found = {self.means.get(verdict) for verdict in re.findall(self.verdict, reply)}
         return found.pop() if len(found) == 1 else None
@@ -52,6 +58,10 @@ class Prompt:
             raise HarnessError(f"judge.prompt.verdict is no regular expression: {error}") from error
         if groups != 1:
             raise HarnessError(f"judge.prompt.verdict has {groups} groups; give it one, the verdict")
+        from analysis.mistakes import CLASSES
+
+        if self.sorts and (not self.alone or set(self.means.values()) - set(CLASSES)):
+            raise HarnessError(f"judge.prompt.means says of one answer what is wrong with it: {', '.join(CLASSES)}")
         if not self.means or (not self.alone and set(self.means.values()) - {0.0, 0.5, 1.0}):
             raise HarnessError(
                 "judge.prompt.means says what each verdict means: 1, 0.5 or 0 for the first of two answers"
