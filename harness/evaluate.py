@@ -66,6 +66,8 @@ def check(name: str, task: Task) -> None:
     members = load_task(name, task)["tasks"].values()
     passes = [f"pass@{k}" for k in samples.shown(name, task)] if task.samples > 1 else None
     given = {f"{x}/{f.name}" for m in members for x in passes or getattr(m, "_metric_fn_list", {}) for f in m._filters}
+    if task.probe and task.samples != 1:
+        raise HarnessError(f"evals.{name}.samples is for a task's own scores; leave it out beside a probe")
     if task.probe:
         _probe(name, task).check(name, task)
         load_task(name, _probe(name, task).asks(replace(task, probe=None)))

@@ -275,6 +275,7 @@ def test_samples_are_part_of_the_identity_where_there_are_several(sampled: Calla
         ({"headline": "acc/strict"}, "acc is no metric of the task"),
         ({"headline": "exact_match/nothing"}, "none of what the task gives"),
         ({"n": 0}, "asks for no answer"),
+        ({"probe": {"_target_": "harness.probes.TokenShift"}}, "leave it out beside a probe"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_anything_runs(
