@@ -19,7 +19,7 @@ from analysis import curves, win_rate
 from analysis.bradley_terry import Ranking, rank
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import CURVE, has_sizes, points, ruler, telling
-from analysis.style import INK, PAPER, SOFT, Style, frame
+from analysis.style import INK, PAPER, RULE, SOFT, Style, frame
 from analysis.win_rate import Rate
 from harness import verdicts
 from harness.verdicts import REFERENCE, Judging
@@ -349,7 +349,7 @@ def ranking_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
         axes.plot(row["strength"], y, "o", color=colour, markersize=5)
     frame(axes, "", "")
-    axes.grid(axis="x", visible=True)
+    axes.grid(axis="x", color=RULE, linewidth=0.5)
     axes.set_yticks(range(len(table)), table["name"].iloc[::-1])
     axes.set_xlabel("strength, log-odds", fontsize=9, color=INK)
     return figure

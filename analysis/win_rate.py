@@ -8,9 +8,9 @@ arXiv:2411.00640).
 **At equal length**: judges prefer longer answers. Dubois et al. (2024, arXiv:2404.04475) fit the probability of a win
 as ``expit(a + b tanh(d / sd(d)))``, d being the difference in length (here in words), and take it at d = 0. Left out is
 their term for how hard an instruction is, which they fit to a leaderboard of models on the same instructions; a sweep's
-cells are few and would each be corrected by what they themselves answered. A weak normal prior of
-standard deviation `WIDE` on both keeps them finite where one side wins everything or length foretells every verdict.
-So where answers are longer on hard items than on easy ones, what is taken off for length is partly due to these.
+cells are few and would each be corrected by what they themselves answered. So where answers are longer on hard items
+than on easy ones, what is taken off for length is partly due to these. A weak normal prior of standard deviation `WIDE`
+on both keeps them finite where one side wins everything or length foretells every verdict.
 """
 
 import math
