@@ -19,7 +19,7 @@ from analysis import curves, win_rate
 from analysis.bradley_terry import Ranking, rank
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import CURVE, has_sizes, points, ruler, telling
-from analysis.style import INK, PAPER, SOFT, Style, frame
+from analysis.style import INK, PAPER, RULE, SOFT, Style, frame
 from analysis.win_rate import Rate
 from harness import verdicts
 from harness.verdicts import REFERENCE, Judging
@@ -83,6 +83,9 @@ def _part(evidence: Evidence, judging: Judging, stem: str) -> Part:
     rates = pd.DataFrame(_rates(cells, matches, judging))
     if len(rates):
         both = points(pd.concat([rates, cells], ignore_index=True))
+        told = both["metric"].isin([WIN, EVEN, RATING])
+        least, most = _scale(judging)
+        both.loc[told, ["low", "high"]] = both.loc[told, ["low", "high"]].clip(least, most)
         both["shown"] = telling(both)["variant"]
         part.lines.extend(_largest(both, judging))
         part.tables.append(_beside(both, rates, judging, who))
@@ -200,7 +203,14 @@ def _rates(cells: pd.DataFrame, matches: pd.DataFrame, judging: Judging) -> Iter
 
 def _both(mine: pd.DataFrame) -> dict[str, Rate]:
     won, longer, cluster = _columns(mine, "won", "longer", "cluster")
-    return {WIN: win_rate.mean(won, cluster), EVEN: win_rate.at_equal_length(won, longer, cluster)}
+    found = {WIN: win_rate.mean(won, cluster), EVEN: win_rate.at_equal_length(won, longer, cluster)}
+    return {metric: rate for metric, rate in found.items() if rate}
+
+
+def _scale(judging: Judging) -> tuple[float, float]:
+    """The least and the most that a rate can be, or a rating."""
+    means = judging.about["judge"]["prompt"]["means"].values()
+    return (0.0, 1.0) if judging.pairwise else (min(means), max(means))
 
 
 def _side_by_side(drawn: pd.DataFrame) -> Figure:
@@ -339,7 +349,7 @@ def ranking_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
         axes.plot(row["strength"], y, "o", color=colour, markersize=5)
     frame(axes, "", "")
-    axes.grid(axis="x", visible=True)
+    axes.grid(axis="x", color=RULE, linewidth=0.5)
     axes.set_yticks(range(len(table)), table["name"].iloc[::-1])
     axes.set_xlabel("strength, log-odds", fontsize=9, color=INK)
     return figure

@@ -8,9 +8,9 @@ arXiv:2411.00640).
 **At equal length**: judges prefer longer answers. Dubois et al. (2024, arXiv:2404.04475) fit the probability of a win
 as ``expit(a + b tanh(d / sd(d)))``, d being the difference in length (here in words), and take it at d = 0. Left out is
 their term for how hard an instruction is, which they fit to a leaderboard of models on the same instructions; a sweep's
-cells are few and would each be corrected by what they themselves answered. A weak normal prior of
-standard deviation `WIDE` on both keeps them finite where one side wins everything or length foretells every verdict.
-So where answers are longer on hard items than on easy ones, what is taken off for length is partly due to these.
+cells are few and would each be corrected by what they themselves answered. So where answers are longer on hard items
+than on easy ones, what is taken off for length is partly due to these. A weak normal prior of standard deviation `WIDE`
+on both keeps them finite where one side wins everything or length foretells every verdict.
 """
 
 import math
@@ -23,6 +23,7 @@ from analysis.paired import clustered
 from harness.items import Asked
 
 WIDE = 5.0
+REACH = 1.96  # standard errors of a 95% interval
 STEPS, CLOSE, FARTHEST = 100, 1e-10, 2.0  # Newton steps at most; when to stop; how far one step may go
 
 
@@ -52,11 +53,16 @@ def mean(values: np.ndarray, clusters: np.ndarray) -> Rate:
     return Rate(middle, float(np.sqrt(clustered(values, _asked(clusters)))), len(values))
 
 
-def at_equal_length(values: np.ndarray, longer: np.ndarray, clusters: np.ndarray) -> Rate:
-    """As `mean`, with by how many words the answer was longer, [m]. The error is the sandwich's, by the delta method.
+def at_equal_length(values: np.ndarray, longer: np.ndarray, clusters: np.ndarray) -> Rate | None:
+    """As `mean`, with by how many words the answer was longer, [m]. The error is the sandwich's of the log-odds, where
+    two of them reach on the farther side: as by the delta method if it is small, and never narrower.
 
-    Where all matches ended alike there is nothing that length could explain, and it is their mean.
+    Where all matches ended alike there is nothing that length could explain, and it is their mean. Where one side was
+    longer in every match there is no match to tell it from, and it is None; where few were of about equal length, the
+    fit rests on the prior, which counts as data in the sandwich, so that the error is as wide as the prior is.
     """
+    if longer.min() > 0 or longer.max() < 0:
+        return None
     if values.min() == values.max():
         return mean(values, clusters)
     spread = longer.std()
@@ -75,9 +81,10 @@ def at_equal_length(values: np.ndarray, longer: np.ndarray, clusters: np.ndarray
     slopes = np.stack([np.bincount(labels, part) for part in (x * (values - p)[:, None]).T], axis=1)
     count = len(slopes)
     bread = np.linalg.inv(curve)
-    covariance = bread @ (slopes.T @ slopes) @ bread * count / max(count - 1, 1)
-    rate = float(expit(beta[0]))
-    return Rate(rate, rate * (1 - rate) * float(np.sqrt(covariance[0, 0])), len(values))
+    covariance = bread @ (slopes.T @ slopes * count / max(count - 1, 1) + prior) @ bread
+    reach = REACH * float(np.sqrt(covariance[0, 0]))
+    low, rate, high = (float(expit(beta[0] + part)) for part in (-reach, 0.0, reach))
+    return Rate(rate, max(rate - low, high - rate) / REACH, len(values))
 
 
 def _asked(clusters: np.ndarray) -> Asked:

@@ -150,6 +150,21 @@ def test_intervals_at_equal_length_hold_the_truth():
     assert 0.92 <= np.mean(held) <= 0.985
 
 
+def test_where_few_answers_are_of_equal_length_it_is_said_how_little_is_known():
+    rng, held, widths = np.random.default_rng(10), [], []
+    for _ in range(200):
+        longer = rng.normal(-40, 16, 120)
+        won = (rng.random(120) < expit(1.5)).astype(float)  # of a judge that does not look at length
+        if longer.max() > 0 and won.min() < won.max():
+            rate = win_rate.at_equal_length(won, longer, np.arange(120))
+            held.append(abs(rate.value - expit(1.5)) < 1.96 * rate.stderr)
+            widths.append(rate.stderr)
+    assert len(held) > 40
+    assert np.mean(held) >= 0.92
+    assert np.median(widths) > 0.15, "far from every match"
+    assert win_rate.at_equal_length(won, -1 - np.abs(longer), np.arange(120)) is None
+
+
 def test_the_fit_is_that_of_an_independent_optimiser_and_stays_finite():
     won, longer = lengths(np.random.default_rng(9), 60, bias=1.0, gain=0.5)
     won[::7] = 0.5  # ties
@@ -222,6 +237,8 @@ def test_a_judge_that_knows_ranks_by_what_is_right_beside_the_score(tmp_path):
     assert table.columns == ("cells", "examples", "wins against its untouched base", "at equal length", "longer, words",
                              "exact match (strict)")  # fmt: skip
     rates = [float(row[2].split()[0]) for row in table.rows]
+    limits = found.data["judge-1"].query("metric != 'exact_match'")[["low", "high"]]
+    assert ((limits >= 0) & (limits <= 1)).all(axis=None)
     assert rates == sorted(rates)
     assert rates[-1] > 0.75
     everybody = next(t for t in found.tables if "all against all" in t.title)
