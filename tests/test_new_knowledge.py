@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -321,24 +320,31 @@ def test_a_fact_asked_for_twice_is_left_out(tmp_path):
 
 @pytest.mark.full
 def test_telling_teaches_facts_and_reasoning_must_have_come_before(tmp_path):
-    """Three seeds of the shipped sweep at its largest size: the truth of the pocket world, with intervals."""
-    _, cells = sweep_cells(
-        "new_knowledge", ["size=256", "seed=range(0,3)", f"run.root={tmp_path}", "wandb.mode=disabled"]
-    )
-    waiting = to_run(plan([replace(cell) for cell in cells]), retry_failed=False)
-    check(waiting)
-    assert not any(outcome.error for outcome in run_cells(waiting, workers=1, threads=1))
-    frame = load(tmp_path)
-    said = section(Evidence(tmp_path, frame, load_items(tmp_path, frame)))
+    """The shipped sweep at its largest size: the truth of the pocket world, with intervals.
+
+    Runs that are told without anything before differ the most, so all five are there; three of the others.
+    """
+    given = ["size=256", "arms.recall.seed=range(0,3)", "arms.reasoning.seed=range(0,3)"]
+    given += [f"run.root={tmp_path}", "wandb.mode=disabled", "run.workers=1"]
+    _, cells = sweep_cells("new_knowledge", given)
+    assert [outcome.error for outcome in run_cells(cells, workers=1, threads=1)] == [""] * len(cells)
+    truth_is_found(tmp_path / "new_knowledge")
+
+
+def truth_is_found(root: Path) -> None:
+    """Of the pocket world, in scores with 256 facts told and their intervals."""
+    frame = load(root)
+    said = section(Evidence(root, frame, load_items(root, frame)))
     found = said.data["new-knowledge"]
     found["way"] = found["variant"].str.partition("(")[0].where(found["method"] == "recipe", "alone")
-    found = found.set_index(["way", "size", "score"])[["value", "low", "high"]]
-    assert (found.loc[["alone", "recall", "reasoning"]].xs(0, level="size").loc[:, "value"].dropna() < 0.1).all()
+    found = found.set_index(["way", "size", "score"])
+    low, high = found["low"], found["high"]
     for way in ("alone", "recall", "reasoning"):
-        assert found.loc[(way, 256, "direct"), "low"] > 0.4  # taught by telling, whatever came before
+        assert max(high[way, 0, "direct"], high[way, 0, "multihop"]) < 0.1  # nobody told the base
+        assert low[way, 256, "direct"] > 2 * high[way, 0, "direct"]  # taught by telling, whatever came before
     for way in ("alone", "recall"):
-        assert found.loc[(way, 256, "multihop"), "high"] < 0.2  # which is not enough to reason with them
-    assert found.loc[("reasoning", 256, "multihop"), "low"] > 0.5
-    assert found.loc[("reasoning", 256, "known"), "low"] > 0.7
-    better = [line for line in said.lines if "pocket_news_multihop" in line and "is better than" in line]
-    assert len(better) == 2 or sum("reasoning" in line for line in better) == 2
+        assert high[way, 256, "multihop"] < 0.1  # which is not enough to put them together with others
+        assert high[way, 256, "known"] < 0.15
+    assert min(low["reasoning", 256, "known"], low["reasoning", 256, "multihop"]) > 0.3  # guessing has 0.05
+    better = [line for line in said.lines if "multihop" in line and "recipe reasoning+news is better than" in line]
+    assert len(better) == 2  # than the news alone, and than the control
