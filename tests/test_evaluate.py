@@ -423,7 +423,7 @@ def say(loaded: LoadedBase, scripts: dict[str, str], monkeypatch: pytest.MonkeyP
     x, decode = tokenizer.convert_tokens_to_ids("x"), lm.generate
 
     def by_rows(model: Any, prompts: list[list[int]], *, pick: Any, **named: Any) -> Any:
-        def picked(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        def picked(rows: Any, so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             for row, scores in zip(so_far.tolist(), logits, strict=True):
                 text = tokenizer.decode(row)
                 said = next(said for question, said in ids.items() if question in text)
@@ -431,7 +431,7 @@ def say(loaded: LoadedBase, scripts: dict[str, str], monkeypatch: pytest.MonkeyP
                 done = len(tokenizer(text[start:], add_special_tokens=False)["input_ids"])
                 scores[:] = -100.0
                 scores[said[done] if done < len(said) else x] = 100.0
-            return pick(so_far, logits)
+            return pick(rows, so_far, logits)
 
         return decode(model, prompts, pick=picked, **named)
 
