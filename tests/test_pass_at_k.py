@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import pass_at_k
-from analysis.instruments import Evidence, sections
+from analysis.instruments import Evidence, instruments
 from analysis.pass_at_k import Model, Pair, guessing, look, pairs, section
 from harness.artifact import sha256_file
 from harness.items import Asked, Items, load_items
@@ -229,4 +229,4 @@ def test_without_samples_or_without_their_base_it_is_absent_and_says_how_to_have
         assert not seen.lines
         if not kept.rows:
             kept.cell(np.array([1, 2, 3]), 10)  # a tuned model alone
-    assert pass_at_k.TITLE in [s.title for s in sections(kept.evidence())]
+    assert section in instruments()

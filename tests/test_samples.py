@@ -15,7 +15,7 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 
-from harness import drawing, evaluate, samples, store
+from harness import drawing, evaluate, samples, store, tasks
 from harness.attention import rows_attention
 from harness.base import LoadedBase
 from harness.cell import Adapted, Run, Task
@@ -215,7 +215,7 @@ def test_every_answer_is_extracted_and_scored_as_if_it_were_the_only_one(
     asked.task["filter_list"][1]["filter"][0]["regex_pattern"] = "(e)"  # some answers hold this letter
     result = evaluate.evaluate(loaded, Adapted(loaded.model), "often", asked, Run(device="cpu"))
     assert len({answer for row in result["samples"] for answer in row["answers"][0]}) > 12
-    single = evaluate._build("often", dataclasses.replace(asked, samples=1, generation={}))["tasks"]["often"]
+    single = tasks.build("often", dataclasses.replace(asked, samples=1, generation={}))["tasks"]["often"]
     passed = Counter[str]()
     for row in result["samples"]:
         chain = next(f for f in single._filters if f.name == row["filter"])
