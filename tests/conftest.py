@@ -39,7 +39,11 @@ from harness.cell import Attempt, Base, Cell, Data, Form, OnStep, Run, Source, T
 torch.set_num_threads(1)
 pytest_plugins = ["tests.clusters"]
 
-LONG = ("test_pocket_truth.py", "test_search.py")  # minutes each; begun last, they would be waited for
+LONG = (
+    "test_pocket_truth.py",
+    "test_instruments_truth.py",
+    "test_search.py",
+)  # minutes each; begun last, they would be waited for
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
