@@ -44,7 +44,7 @@ class GymRows:
             version = importlib.metadata.version("reasoning-gym")
         except importlib.metadata.PackageNotFoundError as error:
             raise HarnessError(
-                "reasoning-gym is not installed; pip install 'superficial-alignment-harness[smol]'"
+                "reasoning-gym is not installed; pip install -c constraints.txt -e '.[tasks]' in the clone"
             ) from error
         shares = [len(share) for share in SPLITS.values()]
         what = [version, shares, self.task, self.split, self.rows, dict(self.config)]
