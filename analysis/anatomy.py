@@ -27,7 +27,7 @@ from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Mistake, Wrong, classify
 from analysis.points import aimed, brief
 from analysis.sample import DRAWS, Estimate, Point, Series, collect, draws
-from analysis.style import PALETTES, PAPER, frame
+from analysis.style import PALETTES, PAPER, frame, grid_of
 from harness import verdicts
 from harness.items import PATIENCE, answers
 
@@ -311,17 +311,12 @@ def _examples(lines: pd.DataFrame, each: int = 2) -> Table:
 @rc_context({"text.parse_math": False})
 def draw(found: Sequence[Anatomy]) -> Figure:
     """Stacked shares of all items, a panel for each curve and a bar for each size."""
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
-    figure = Figure(figsize=(max(6.2, 3.9 * columns), 3.1 * rows + 0.75), layout="constrained", facecolor=PAPER)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[len(found) :]:
-        axes.remove()
+    figure, grid = grid_of(len(found), 3.1)
     looks: list[dict[str, Any]] = [
         {"facecolor": PALETTES["data"][i % len(PALETTES["data"])], "hatch": HATCHES[i], "edgecolor": PAPER}
         for i in range(len(CLASSES))
     ]
-    for axes, one in zip(grid, found, strict=False):
+    for axes, one in zip(grid, found, strict=True):
         floor = np.zeros(len(one.sizes))
         for kind, look in zip(CLASSES, looks, strict=True):
             height = np.array([one.at(kind, size).value for size in one.sizes])

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import is_proportion, names, ruler, telling
 from analysis.sample import DRAWS, Estimate, Point, resample
-from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, RULE, SOFT, Look, frame, handle, legend
+from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, RULE, SOFT, Look, frame, grid_of, handle, legend
 from harness.items import Asked
 from harness.store import newest_identities, read_result
 
@@ -332,15 +332,9 @@ def _front_table(known: Sequence[Known]) -> Table:
 @rc_context({"text.parse_math": False})
 def draw(known: Sequence[Known]) -> Figure:
     """A panel for each base and task: score against bits (log axis)."""
-    columns = min(3, len(known))
-    rows = -(-len(known) // columns)
-    size = (max(6.2, 3.9 * columns), 3.25 * rows + 0.75)
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, grid = grid_of(len(known), 3.25)
     looks = {kind: Look(PALETTES["method"][i], i == 1, "o^s"[i], "none") for i, kind in enumerate(KINDS)}
-    for axes in grid[len(known) :]:
-        axes.remove()
-    for axes, one in zip(grid, known, strict=False):
+    for axes, one in zip(grid, known, strict=True):
         frame(axes, f"{one.task}  ·  {one.base}", ruler(one.metric, one.filter))
         axes.set_xscale("log")
         axes.grid(axis="x", color=RULE, linewidth=0.5)

@@ -3,8 +3,6 @@
 A line begins at the untouched base's score, where there is one, and ends at the score that the curves show.
 """
 
-import math
-
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.points import CURVE, average, brief, ruler, telling
-from analysis.style import INK, PAPER, frame
+from analysis.style import INK, frame, grid_of
 
 POINT = [*CURVE, "size", "share"]
 
@@ -43,17 +41,12 @@ def draw(table: pd.DataFrame) -> Figure:
     """Small multiples of `points`: score against the share of the training gone, a panel for each task, base, data and
     method; the more examples, the darker."""
     panels = list(table.groupby(["task", "base", "data", "method", "variant"], sort=True))
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(6.2, 3.9 * columns), 3.1 * rows + 0.75), layout="constrained", facecolor=PAPER)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
+    figure, grid = grid_of(len(panels), 3.1)
     sizes = sorted(table["size"].unique())
     ramp = matplotlib.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(sizes)))
     colours = {size: matplotlib.colors.to_hex(colour) for size, colour in zip(sizes, ramp, strict=True)}
     shown = telling(table)["variant"]
-    for axes, (key, panel) in zip(grid.flat, panels, strict=False):
+    for axes, (key, panel) in zip(grid, panels, strict=True):
         task, base, _, method, _ = map(str, key)
         for size, line in panel.groupby("size", sort=True):
             line = line.sort_values("share")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.points import brief, has_sizes, ruler, telling
-from analysis.style import INK, LEVEL_DASHES, PAPER, SOFT, By, Look, Style, frame, handle, legend
+from analysis.style import INK, LEVEL_DASHES, PAPER, SOFT, By, Look, Style, frame, grid_of, handle, legend
 from harness.errors import HarnessError
 
 PANEL: dict[By, list[str]] = {"base": ["data", "task"], "data": ["base", "task"], "method": ["base", "data", "task"]}
@@ -53,15 +53,10 @@ def draw(table: pd.DataFrame, *, by: By = "base", others: bool = False) -> Figur
     table = telling(table)
     style = Style.of(table)
     tasks = len({key[-3:] for key in panels})  # side by side, where there are rows of them
-    columns = min(3, tasks if 1 < tasks < len(panels) and not others else len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(6.2, 3.9 * columns), 3.25 * rows + 0.75), layout="constrained", facecolor=PAPER)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
+    figure, grid = grid_of(len(panels), 3.25, columns=min(3, tasks) if 1 < tasks < len(panels) and not others else 3)
     lines = table[has_sizes(table)]
     several = [column for column in PANEL[by][:-1] if lines[column].nunique() > 1]
-    for axes, key in zip(grid.flat, panels, strict=False):
+    for axes, key in zip(grid, panels, strict=True):
         *_, task, metric, filter_ = key
         at = dict(zip(PANEL[by], key, strict=False))
         here = _select(table, at)

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from analysis.curves import line_of, points_of, room_for, sizes_as_ticks
 from analysis.points import CURVE, has_sizes, ruler, telling
-from analysis.style import DASHES, INK, LEVEL_DASHES, PAPER, RULE, SOFT, Look, Style, frame, handle, legend
+from analysis.style import DASHES, INK, LEVEL_DASHES, PAPER, RULE, SOFT, Look, Style, frame, grid_of, handle, legend
 
 LIMA = 1000  # examples, the size at which the question is asked
 Panel = Callable[[Axes, pd.DataFrame, Style], None]
@@ -38,7 +38,7 @@ def ranges(table: pd.DataFrame) -> Figure:
     lines = table[has_sizes(table)]
     panels = list(lines.groupby(["task", "data", "method", "variant"], sort=True))
     tallest = max(panel["base"].nunique() for _, panel in panels)
-    figure, grid = _grid(len(panels), 0.27 * tallest + 1.0)
+    figure, grid = grid_of(len(panels), 0.27 * tallest + 1.0)
     for axes, (key, panel) in zip(grid, panels, strict=False):
         task, data, method, variant = map(str, key)
         untouched = table[(table["method"] == "base") & (table["task"] == task)].set_index("base")
@@ -151,7 +151,7 @@ def measures(table: pd.DataFrame, parts: pd.DataFrame) -> Figure:
     looks = {k: Look(inks[i % 4], i % 2 == 1, "os^D"[i % 4], DASHES[i % 5]) for i, k in enumerate(kinds)}
     style, parts = _alike(table, parts)
     panels = list(parts.groupby(["task", "data", "base", "method", "variant"], sort=True))
-    figure, grid = _grid(len(panels), 3.1)
+    figure, grid = grid_of(len(panels), 3.1)
     for axes, (key, panel) in zip(grid, panels, strict=False):
         task, data, base, method, variant = map(str, key)
         colour = style.colour("base", base)
@@ -179,7 +179,7 @@ def _small_multiples(
 ) -> Figure:
     """A panel for each task and data, sizes below, colours for bases and dashes for methods."""
     panels = list(table.groupby(["task", "data", "metric", "filter"], sort=True))
-    figure, grid = _grid(len(panels), 3.25)
+    figure, grid = grid_of(len(panels), 3.25)
     for axes, (key, here) in zip(grid, panels, strict=False):
         task, data, metric, filter_ = map(str, key)
         panel(axes, here, style)
@@ -210,14 +210,3 @@ def _alike(table: pd.DataFrame, parts: pd.DataFrame) -> tuple[Style, pd.DataFram
     pairs = dict(zip(map(tuple, table[key].to_numpy()), short["variant"], strict=True))
     known = parts[[tuple(row) in pairs for row in parts[key].to_numpy()]]
     return Style.of(short), known.assign(variant=[pairs[tuple(row)] for row in known[key].to_numpy()])
-
-
-def _grid(panels: int, height: float) -> tuple[Figure, list[Any]]:
-    """A figure with so many panels of `height` inches, at most three in a row."""
-    columns = min(3, panels)
-    rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(max(6.2, 3.9 * columns), height * rows + 0.75), layout="constrained", facecolor=PAPER)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[panels:]:
-        axes.remove()
-    return figure, grid[:panels]

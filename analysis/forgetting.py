@@ -21,7 +21,7 @@ from analysis.losses import LOSS, in_nats
 from analysis.paired import Comparison, Side, compare, holm
 from analysis.points import CURVE, aimed, brief, ruler
 from analysis.sample import Estimate, Series, collect, draws
-from analysis.style import DASHES, INK, MARKERS, PALETTES, PAPER, SOFT, Look, frame, handle, legend
+from analysis.style import DASHES, INK, MARKERS, PALETTES, PAPER, SOFT, Look, frame, grid_of, handle, legend
 
 TITLE = "What did the tuning cost elsewhere?"
 ABSENT = (
@@ -188,19 +188,14 @@ def draw(found: Sequence[Change], gains: dict[tuple[str | int, ...], tuple[str, 
     """Cost against gain, a panel for each task elsewhere; both are changes against the untouched base, up is better."""
     shown = [one for one in found if (*one.series.key[:4], one.size) in gains]
     tasks = list(dict.fromkeys(one.series.task for one in shown))
-    columns = min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(max(6.2, 3.9 * columns), 3.3 * rows + 0.9), layout="constrained", facecolor=PAPER)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[len(tasks) :]:
-        axes.remove()
+    figure, grid = grid_of(len(tasks), 3.3, 0.9)
     tunings = sorted({one.name for one in shown})
     palette = PALETTES["method"]
     looks = {
         name: Look(palette[i % len(palette)], i % 2 == 1, MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(tunings)
     }
-    for axes, task in zip(grid, tasks, strict=False):
+    for axes, task in zip(grid, tasks, strict=True):
         axes.axhline(0, color=SOFT, linewidth=0.8)
         for name in tunings:
             mine = sorted(

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief
 from analysis.sample import DRAWS, Estimate, Point, resample
-from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, SOFT, frame
+from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, SOFT, frame, grid_of
 from harness.items import Asked
 from harness.samples import curve
 
@@ -360,15 +360,10 @@ def draw(seen: list[Found]) -> Figure:
     panels: dict[tuple[str, str], list[Found]] = {}
     for found in seen:
         panels.setdefault((found.pair.task, found.pair.base), []).append(found)
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(6.2, 3.9 * columns), 3.25 * rows + 0.75), layout="constrained", facecolor=PAPER)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, grid = grid_of(len(panels), 3.25)
     names = list(dict.fromkeys(found.pair.name for found in seen))
     colours = {name: PALETTES["method"][i % len(PALETTES["method"])] for i, name in enumerate(names)}
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    for axes, ((task, base), here) in zip(grid, panels.items(), strict=False):
+    for axes, ((task, base), here) in zip(grid, panels.items(), strict=True):
         n = here[0].pair.before.n
         ks = np.arange(1, n + 1)
         lines: list[tuple[np.ndarray, np.ndarray, str, Any]]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief, telling
 from analysis.sample import DRAWS, Estimate, Point, resample
-from analysis.style import DASHES, INK, PALETTES, PAPER, Look, frame, handle, legend
+from analysis.style import DASHES, INK, PALETTES, PAPER, Look, frame, grid_of, handle, legend
 from harness.items import Asked, answers
 from harness.pieces import KINDS, MARGINAL, SHARES
 
@@ -327,14 +327,8 @@ def _figure(last: list[Read]) -> Figure:
         name: Look(PALETTES["base"][i % 7], i % 2 == 1, "os^Dv"[i % 5], DASHES[i % len(DASHES)])
         for i, name in enumerate(names)
     }
-    columns = min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    size = (max(6.2, 3.9 * columns), 3.1 * rows + 0.5 + 0.2 * len(names))
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[len(tasks) :]:
-        axes.remove()
-    for axes, task in zip(grid, tasks, strict=False):
+    figure, grid = grid_of(len(tasks), 3.1, 0.5 + 0.2 * len(names))
+    for axes, task in zip(grid, tasks, strict=True):
         for one in (one for one in last if one.task == task):
             spans, look = _spans(one), looks[one.name]
             x = [(span.start + span.stop + 1) / 2 for _, span, _ in spans]

@@ -5,6 +5,7 @@ neighbours differ in luminance and filling too, so that a grey print can be read
 """
 
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -93,6 +94,17 @@ def frame(axes: Axes, title: str, ylabel: str, size: float = 10.5) -> None:
     axes.spines["bottom"].set_color(INK)
     axes.tick_params(colors=INK, labelsize=8.5, length=3)
     axes.tick_params(axis="y", length=0)
+
+
+def grid_of(panels: int, height: float, room: float = 0.75, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure and its `panels` of `height` inches, at most `columns` in a row, with `room` inches for the legend."""
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(max(6.2, 3.9 * columns), height * rows + room), layout="constrained", facecolor=PAPER)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[panels:]:
+        axes.remove()
+    return figure, grid[:panels]
 
 
 def legend(figure: Figure, handles: Iterable[Line2D], columns: int) -> None:

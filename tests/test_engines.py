@@ -47,7 +47,10 @@ def test_an_engine_is_no_part_of_a_result() -> None:
     ("arguments", "message"),
     [
         (["sweep", "mine", "engine=slurm"], "engine=slurm needs Slurm, but there is no sbatch here"),
-        (["sweep", "mine", "engine=ray"], "engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]' in the clone"),
+        (
+            ["sweep", "mine", "engine=ray"],
+            "engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]'",
+        ),
         (["sweep", "mine", "arms.icl.engine=ray"], "the arms ask for different engines"),
         (["sweep", "mine", "engine=ray", "engine.gpus=2"], "engine.gpus=2: a cell uses one GPU here"),
         (["sweep", "mine", "engine=slurm", "engine.gpus=2"], "engine.gpus=2: a cell uses one GPU here"),

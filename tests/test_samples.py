@@ -162,6 +162,38 @@ def test_many_samples_of_one_prompt_have_the_distribution_of_plain_generate(
         assert spread < freedom + 4 * (2 * freedom) ** 0.5 + 4
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1.5, "top_p": 0.7}, {"temperature": 3.0, "top_p": 1.0}])
+def test_each_token_is_the_one_at_its_random_number_in_transformers_own_distribution(
+    small: LoadedBase,
+    settings: dict[str, Any],
+) -> None:
+    """Of every token of answers to prompts of several lengths at once, each read again by itself."""
+    lm, width, room = asker(small), max(len(small.tokenizer(p).input_ids) for p in PROMPTS), 12
+    prompts = [small.tokenizer(p).input_ids for p in PROMPTS for _ in range(12)]
+    padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    torch.manual_seed(7)
+    said = lm._generate(padded, width + room, stop=[], attention_mask=mask, do_sample=True, top_k=0, **settings)
+    numbers, narrow = Streams(prompts, 7), transformers.TopPLogitsWarper(settings["top_p"])
+    looked = 0
+    for row, prompt in enumerate(prompts):
+        answer = said[row, width:].tolist()
+        end = small.tokenizer.eos_token_id
+        answer = answer[: answer.index(end) + 1] if end in answer else answer
+        with torch.no_grad():
+            read = small.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chances = narrow(torch.tensor([prompt]), read.double() / settings["temperature"]).softmax(-1)
+        order = chances.sort(descending=True, stable=True).indices if settings["top_p"] < 1 else None
+        for t, token in enumerate(answer):
+            places = order[t] if order is not None else torch.arange(chances.shape[1])
+            place = int((places == token).nonzero())
+            reached = chances[t, places].cumsum(0)
+            low, high = float(reached[place] - chances[t, token]), float(reached[place])
+            assert low - 1e-5 < numbers.at([(row, t)])[0] < high + 1e-5
+            looked += 1
+    assert looked > 300
+
+
 # --- a prompt is read once ------------------------------------------------------------------------------------------
 
 

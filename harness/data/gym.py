@@ -44,7 +44,7 @@ class GymRows:
             version = importlib.metadata.version("reasoning-gym")
         except importlib.metadata.PackageNotFoundError as error:
             raise HarnessError(
-                "reasoning-gym is not installed; pip install -c constraints.txt -e '.[tasks]' in the clone"
+                "reasoning-gym is not installed; pip install -c constraints.txt -e '.[tasks]'"
             ) from error
         shares = [len(share) for share in SPLITS.values()]
         what = [version, shares, self.task, self.split, self.rows, dict(self.config)]

@@ -222,7 +222,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:
-        raise HarnessError("engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]' in the clone") from error
+        raise HarnessError("engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]'") from error
     heard = {number: signal.getsignal(number) for number in preempt.SIGNALS}
     try:
         host, _, port = (os.environ.get("RAY_ADDRESS", "") if address == "auto" else address).rpartition(":")

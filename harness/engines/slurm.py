@@ -84,9 +84,7 @@ class SlurmEngine(Engine):
         try:
             submitit = importlib.import_module("submitit")
         except ImportError as error:
-            raise HarnessError(
-                "engine=slurm needs submitit: pip install -c constraints.txt -e '.[slurm]' in the clone"
-            ) from error
+            raise HarnessError("engine=slurm needs submitit: pip install -c constraints.txt -e '.[slurm]'") from error
         folder = (_submissions(cells[0]) / f"harness-{cells[0].sweep}-{secrets.token_hex(4)}").absolute()
         gpus = int(_has_gpus(self.partition)) if self.gpus is None else self.gpus
         given = {

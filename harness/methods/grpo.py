@@ -51,7 +51,7 @@ class Grpo(Schedule, Method):
     def check(self) -> None:
         super().check()
         if not importlib.util.find_spec("trl"):
-            raise HarnessError("TRL is not installed; pip install -c constraints.txt -e '.[rl]' in the clone")
+            raise HarnessError("TRL is not installed; pip install -c constraints.txt -e '.[rl]'")
         if not any(term.weight for term in self.terms().values()):
             raise HarnessError("method=grpo needs a reward; choose one, e.g. reward=exact, or set method.rewards")
         if self.hold not in ("epochs", "steps") or self.trunk:

@@ -21,7 +21,7 @@ class ReasoningGym(Reward):
 
     def __post_init__(self) -> None:
         if not importlib.util.find_spec("reasoning_gym"):
-            raise HarnessError("reasoning-gym is not installed; pip install -c constraints.txt -e '.[tasks]' in the clone")
+            raise HarnessError("reasoning-gym is not installed; pip install -c constraints.txt -e '.[tasks]'")
         compiled(self.pattern)
 
     def __call__(self, completion: str, reference: str) -> float:

@@ -22,7 +22,7 @@ class MathVerify(Reward):
 
     def __post_init__(self) -> None:
         if not importlib.util.find_spec("math_verify"):
-            raise HarnessError("math-verify is not installed; pip install -c constraints.txt -e '.[rl]' in the clone")
+            raise HarnessError("math-verify is not installed; pip install -c constraints.txt -e '.[rl]'")
         compiled(self.reference_pattern)
 
     def __call__(self, completion: str, reference: str) -> float:
