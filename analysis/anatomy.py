@@ -27,7 +27,7 @@ from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Mistake, Wrong, classify
 from analysis.points import aimed, brief
 from analysis.sample import DRAWS, Estimate, Point, Series, collect, draws
-from analysis.style import PALETTES, PAPER, frame, grid_of
+from analysis.style import PALETTES, PAPER, frame, grid_of, legend
 from harness import verdicts
 from harness.items import PATIENCE, answers
 
@@ -327,5 +327,5 @@ def draw(found: Sequence[Anatomy]) -> Figure:
         axes.set_ylim(0, 1)
     figure.supxlabel("number of examples", fontsize=9.5)
     handles = [Patch(label=kind, **look) for kind, look in zip(CLASSES, looks, strict=True)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8.5, frameon=False)
+    legend(figure, handles, 3)
     return figure

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.points import brief, has_sizes, ruler, telling
-from analysis.style import INK, LEVEL_DASHES, PAPER, SOFT, By, Look, Style, frame, grid_of, handle, legend
+from analysis.style import INK, LEVEL_DASHES, PAPER, SOFT, By, Look, Style, frame, grid_of, handle, legend, legend_width
 from harness.errors import HarnessError
 
 PANEL: dict[By, list[str]] = {"base": ["data", "task"], "data": ["base", "task"], "method": ["base", "data", "task"]}
@@ -25,18 +25,21 @@ FULL = 6  # lines in a panel, from which on colours had better tell the methods
 def wanted(table: pd.DataFrame) -> list[By]:
     """What is worth a figure of its own, the colours of which tell it.
 
-    Bases always. Data where a base has a task's curves on several: a thousand general examples against many of the
-    task. Methods where a panel of the first figure has more than `FULL` lines of several bases and methods; elsewhere
-    marker and dashes tell them there.
+    Bases where there are several, or nothing else. Data where a base has a task's curves on several: a thousand general
+    examples against many of the task. Methods where there is one base, or where a panel of the first figure has more
+    than `FULL` lines of several bases and methods; elsewhere marker and dashes tell them there.
     """
     lines = table[has_sizes(table) & table["headline"]]
     panels = lines.groupby(["data", "task", "metric", "filter"])
     several = (panels["base"].nunique() > 1) & ((panels["method"].nunique() > 1) | (panels["variant"].nunique() > 1))
     full = panels.apply(lambda p: len(p.drop_duplicates(["base", "method", "variant"]))) > FULL
-    found: list[By] = ["base"]
+    alone = lines["base"].nunique() == 1
+    found: list[By] = [] if alone else ["base"]
     if (lines.groupby(["base", "task"])["data"].nunique() > 1).any():
         found.append("data")
-    return [*found, "method"] if (several & full).any() else found
+    if (several & full).any() or (alone and len(lines.drop_duplicates(["method", "variant"])) > 1):
+        found.append("method")
+    return found or ["base"]
 
 
 @rc_context({"text.parse_math": False})  # a "$" in a name is a dollar sign
@@ -181,7 +184,7 @@ def _legend(table: pd.DataFrame, style: Style, by: By, others: bool, width: floa
     if not above:
         return lines, min(len(lines), 4)
     pairs = list(itertools.zip_longest(above, lines, fillvalue=Line2D([], [], linestyle="none", label=" ")))
-    inches = [0.058 * max(len(str(handle.get_label())) for handle in pair) + 0.6 for pair in pairs]  # at this font size
-    if sum(inches) > width:
+    side_by_side = [handle for pair in pairs for handle in pair]
+    if legend_width(side_by_side, len(pairs)) > width:
         return [first for first, _ in pairs] + [second for _, second in pairs], 2
-    return [handle for pair in pairs for handle in pair], len(pairs)
+    return side_by_side, len(pairs)

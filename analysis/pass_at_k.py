@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief
 from analysis.sample import DRAWS, Estimate, Point, resample
-from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, SOFT, frame, grid_of
+from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, SOFT, frame, grid_of, legend
 from harness.items import Asked
 from harness.samples import curve
 
@@ -387,5 +387,5 @@ def draw(seen: list[Found]) -> Figure:
     figure.supxlabel("answers to a prompt, k", fontsize=9.5, color=INK)
     handles = [Line2D([], [], color=INK, linestyle=LEVEL_DASHES["base"], linewidth=1.7, label="the untouched base")]
     handles += [Line2D([], [], color=colours[name], linewidth=1.7, label=name) for name in names]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8.5, labelcolor=INK, frameon=False)
+    legend(figure, handles, 2)
     return figure

@@ -182,16 +182,11 @@ def _curves(table: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
         return []
     bars = "Bars are 95% intervals over seeds and items; dashed lines with a band are the base before any example."
     apart = "Lines stand slightly apart sideways so that bars do not hide one another."
-    stems = {
-        "base": ("curves", "Score against number of examples.", f"{bars} {apart}"),
-        "data": ("curves-data", "The same scores, several data in one panel.", bars),
-        "method": ("curves-method", "The same scores, colours for methods.", bars),
-    }
-    made = []
-    for by in curves.wanted(table):
-        stem, title, reading = stems[by]
-        made.append(_saved(curves.draw(table, by=by), folder, stem, title, reading))
-    del made[1:]  # the others in files only: with scripts the page has the same, and without them the first's lines
+    first, *more = curves.wanted(table)
+    drawn = curves.draw(table, by=first)
+    made = [_saved(drawn, folder, "curves", "Score against number of examples.", f"{bars} {apart}")]
+    for by in more:  # in files only: with scripts the page has the same, and without them the first's lines
+        _saved(curves.draw(table, by=by), folder, f"curves-{by}", "", "")
     if curves.has_others(table):
         behind = "Thin lines behind repeat the headline's: a gap between the two is one of answer format."
         figure = curves.draw(table, others=True)

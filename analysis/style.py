@@ -6,15 +6,19 @@ neighbours differ in luminance and filling too, so that a grey print can be read
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 
 from analysis.points import has_sizes
 
@@ -107,12 +111,24 @@ def grid_of(panels: int, height: float, room: float = 0.75, columns: int = 3) ->
     return figure, grid[:panels]
 
 
-def legend(figure: Figure, handles: Iterable[Line2D], columns: int) -> None:
-    """Above the panels."""
-    figure.legend(
-        handles=list(handles), loc="outside upper left", ncols=columns, fontsize=8.5, labelcolor=INK, frameon=False,
-        handlelength=2.6, columnspacing=1.6,
-    )  # fmt: skip
+LEGEND: dict[str, Any] = {"fontsize": 8.5, "handlelength": 2.6, "handletextpad": 0.8, "columnspacing": 1.6}
+
+
+def legend(figure: Figure, handles: Iterable[Artist], columns: int) -> None:
+    """Above the panels, in at most so many columns, and in fewer where they would be wider than the figure."""
+    shown = list(handles)
+    while columns > 1 and legend_width(shown, columns) > figure.get_figwidth():
+        columns -= 1
+    figure.legend(handles=shown, loc="outside upper left", ncols=columns, labelcolor=INK, frameon=False, **LEGEND)
+
+
+def legend_width(handles: Sequence[Artist], columns: int) -> float:
+    """Inches that a legend of so many columns takes; it is filled column by column."""
+    size = LEGEND["fontsize"]
+    measured = [(str(handle.get_label()), FontProperties(size=size), False) for handle in handles]
+    texts = [text_to_path.get_text_width_height_descent(*text)[0] for text in measured]
+    around = size * (LEGEND["handlelength"] + LEGEND["handletextpad"] + LEGEND["columnspacing"])
+    return sum(float(max(column)) + around for column in np.array_split(texts, columns) if len(column)) / 72
 
 
 def svg(figure: Figure) -> str:

@@ -14,7 +14,7 @@ from analysis import curves, figures
 from analysis.conclusions import Conclusions, Row, conclude
 from analysis.live import embedded, escaped
 from analysis.points import CURVE, has_sizes, points, telling
-from analysis.style import svg
+from analysis.style import Look, grid_of, handle, legend, svg
 from tests.sweeps import Sweep
 from tests.test_analysis import run_row, sweep, table, write
 
@@ -183,6 +183,23 @@ def test_several_data_share_a_panel_where_a_base_has_several() -> None:
     assert [axes.get_title(loc="left") for axes in drawn.axes] == ["facts  ·  pocket-m", "facts  ·  pocket-s"]
     colours = {line.get_color() for axes in drawn.axes for line in axes.get_lines() if line.get_linestyle() == "-"}
     assert len(colours) == 2
+
+
+def test_methods_have_the_colours_where_there_is_one_base() -> None:
+    both = pd.concat([sweep(), sweep().assign(method="dpo", path=lambda f: f["path"] + "-dpo")])
+    t = points(both[(both["size"] > 0) | (both["method"] != "dpo")])
+    assert curves.wanted(t) == ["method"]
+    drawn = curves.draw(t, by="method")
+    assert len({line.get_color() for line in drawn.axes[0].get_lines() if line.get_linewidth() == 1.7}) == 2
+
+
+def test_no_legend_is_wider_than_its_figure() -> None:
+    for words in ("short", "a kind of line with many settings = 0.001", "its name fills half of the figure " * 2):
+        figure, _ = grid_of(1, 3.0)
+        legend(figure, [handle(f"{words} {i}", Look("#000000", False, "o", "-")) for i in range(6)], 6)
+        figure.draw_without_rendering()
+        (drawn,) = figure.legends
+        assert drawn.get_window_extent().width <= figure.bbox.width or drawn._ncols == 1
 
 
 def test_a_base_has_one_colour_in_every_figure() -> None:
