@@ -164,9 +164,10 @@ def _legend(table: pd.DataFrame, style: Style, by: By, others: bool, width: floa
     Matplotlib fills a legend column by column, hence the pairs.
     """
     notes = {str(row["base"]): row["base_note"] for row in table.to_dict("records")}
+    named = {base: f"{base} ({note})" if note else base for base, note in notes.items()}
     told = [] if by == "method" else style.names[by]
     look = {name: Look(style.colour(by, name), style.hollow(by, name), "o", "-") for name in told}
-    labels = {name: f"{name} ({notes[name]})" if notes.get(name) else name for name in told}
+    labels = {name: named.get(name, name) for name in told}
     above = [handle(labels[name], look[name]) for name in told]
     lines: list[Line2D] = []
     for kind in style.names["method"]:
@@ -174,7 +175,7 @@ def _legend(table: pd.DataFrame, style: Style, by: By, others: bool, width: floa
         lines.append(handle(" ".join(kind).strip(), Look(colour, False, style.marker(kind[0]), style.dashes(kind))))
     levels = INK if by == "base" else SOFT
     if (table["method"] == "base").any():
-        label = "base, untouched"
+        label = f"{next(iter(named.values())) if by != 'base' and len(named) == 1 else 'base'}, untouched"
         lines.append(Line2D([], [], color=levels, linestyle=LEVEL_DASHES["base"], linewidth=1.1, label=label))
     if given := sorted(table.loc[table["method"] == "given", "variant"].unique()):
         label = "given: " + ", ".join(given)
