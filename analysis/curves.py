@@ -106,8 +106,13 @@ def _curves(axes: Axes, rows: pd.DataFrame, style: Style, by: By, ghost: bool = 
         colour = style.colour("base", reference["base"]) if by == "base" else SOFT
         axes.axhspan(reference["low"], reference["high"], color=colour, alpha=0.10, linewidth=0)
         axes.axhline(reference["score"], color=colour, linestyle=LEVEL_DASHES[reference["method"]], linewidth=1.1)
-    lines = list(rows[has_sizes(rows)].groupby(["base", "data", "method", "variant"], sort=True))
-    apart = min(0.035, 0.2 / max(len(lines), 1))  # decades, so that bars at the same size do not hide one another
+    lines_of(axes, rows[has_sizes(rows)], style, by, ghost=ghost)
+
+
+def lines_of(axes: Axes, rows: pd.DataFrame, style: Style, by: By, *, ghost: bool = False) -> None:
+    """The curves of `rows`, slightly apart sideways so that bars at the same size do not hide one another."""
+    lines = list(rows.groupby(["base", "data", "method", "variant"], sort=True))
+    apart = min(0.035, 0.2 / max(len(lines), 1))  # decades
     for i, (key, line) in enumerate(lines):
         base, data, method, variant = map(str, key)
         shift = 10 ** (apart * (i - (len(lines) - 1) / 2))

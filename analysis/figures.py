@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.curves import line_of, points_of, room_for, sizes_as_ticks
+from analysis.curves import line_of, lines_of, points_of, room_for, sizes_as_ticks
 from analysis.points import CURVE, has_sizes, ruler, telling
-from analysis.style import DASHES, INK, LEVEL_DASHES, PAPER, RULE, SOFT, Look, Style, frame, grid_of, handle, legend
+from analysis.style import DASHES, INK, LEVEL_DASHES, PAPER, RULE, SOFT, By, Look, Style, frame, grid_of, handle, legend
 
 LIMA = 1000  # examples, the size at which the question is asked
 Panel = Callable[[Axes, pd.DataFrame, Style], None]
@@ -78,11 +78,12 @@ def shares(table: pd.DataFrame, parts: pd.DataFrame) -> Figure:
         for level in (0, 0.5, 0.9, 1):
             axes.axhline(100 * level, color=SOFT, linewidth=0.7, linestyle=LEVEL_DASHES["base"])
         axes.axvline(LIMA, color=SOFT, linewidth=0.7, linestyle=LEVEL_DASHES["given"])
-        _lines(axes, here.assign(score=100 * here["share"], low=100 * here["low"], high=100 * here["high"]), style)
+        percent = here.assign(score=100 * here["share"], low=100 * here["low"], high=100 * here["high"])
+        lines_of(axes, percent, style, style.apart)
         axes.set_ylim(-12, 118)
 
     style, parts = _alike(table, parts[parts["share"].notna()])
-    return _small_multiples(parts, panel, style, ylabel="share of the gain (%)")
+    return _small_multiples(parts, panel, style, style.apart, ylabel="share of the gain (%)")
 
 
 def fitted(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
@@ -96,7 +97,7 @@ def fitted(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     def panel(axes: Axes, here: pd.DataFrame, style: Style) -> None:
         for key, line in here.groupby(CURVE, sort=True):
             base, data, method, variant = map(str, key[:4])
-            look = style.look("base", base, data, (method, variant))
+            look = style.look(style.apart, base, data, (method, variant))
             law = laws[(laws[CURVE] == pd.Series(dict(zip(CURVE, key, strict=True)))).all(axis=1)].sort_values("size")
             since = law["held_out"].iloc[0] if len(law) else math.nan
             unseen = line["size"] >= since  # NaN: none
@@ -112,9 +113,8 @@ def fitted(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         handle("held out", Look(INK, True, "o", "none")),
         Line2D([], [], color=INK, linestyle=(0, (3, 2)), linewidth=1.7, label="foretold"),
     ]
-    return _small_multiples(
-        telling(table)[table["headline"] & has_sizes(table)], panel, style, extra=marks, hollow=False
-    )
+    shown = telling(table)[table["headline"] & has_sizes(table)]
+    return _small_multiples(shown, panel, style, style.apart, extra=marks, hollow=False)
 
 
 def beside(table: pd.DataFrame, marks: list[dict[str, Any]]) -> Figure:
@@ -123,7 +123,7 @@ def beside(table: pd.DataFrame, marks: list[dict[str, Any]]) -> Figure:
     both = theirs[["task", "data"]].drop_duplicates()
 
     def panel(axes: Axes, here: pd.DataFrame, style: Style) -> None:
-        _lines(axes, here, style)
+        lines_of(axes, here, style, "base")
         at = theirs[(theirs[["task", "data"]] == here[["task", "data"]].iloc[0]).all(axis=1)]
         for m in at.to_dict("records"):
             colour = style.colour("base", m["base"])
@@ -140,7 +140,7 @@ def beside(table: pd.DataFrame, marks: list[dict[str, Any]]) -> Figure:
     short = telling(table)
     shown = short[short["headline"] & has_sizes(short)].merge(both, on=["task", "data"])
     mark = handle("published", Look(INK, True, "D", "none"))
-    return _small_multiples(shown, panel, Style.of(short), extra=[mark], own_scale=True)
+    return _small_multiples(shown, panel, Style.of(short), "base", extra=[mark], own_scale=True)
 
 
 def measures(table: pd.DataFrame, parts: pd.DataFrame) -> Figure:
@@ -171,13 +171,14 @@ def _small_multiples(
     table: pd.DataFrame,
     panel: Panel,
     style: Style,
+    by: By,
     *,
     ylabel: str = "",
     extra: list[Line2D] | None = None,
     own_scale: bool = False,
     hollow: bool = True,
 ) -> Figure:
-    """A panel for each task and data, sizes below, colours for bases and dashes for methods."""
+    """A panel for each task and data, sizes below; colours tell bases or methods, as `by` says, dashes methods."""
     panels = list(table.groupby(["task", "data", "metric", "filter"], sort=True))
     figure, grid = grid_of(len(panels), 3.25)
     for axes, (key, here) in zip(grid, panels, strict=False):
@@ -188,20 +189,17 @@ def _small_multiples(
         if not (ylabel or own_scale):
             room_for(axes, here)
     figure.supxlabel("number of examples", fontsize=9.5, color=INK)
-    bases = [
-        handle(b, Look(style.colour("base", b), hollow and style.hollow("base", b), "o", "-"))
-        for b in style.names["base"]
-    ]
-    kinds = style.names["method"]
-    lines = [handle(" ".join(k).strip(), Look(INK, False, style.marker(k[0]), style.dashes(k))) for k in kinds]
-    legend(figure, [*bases, *(lines if len(kinds) > 1 else []), *(extra or [])], 4)
+    handles, kinds = [], style.names["method"]
+    if by == "base":
+        looks = {
+            b: Look(style.colour("base", b), hollow and style.hollow("base", b), "o", "-") for b in style.names["base"]
+        }
+        handles = [handle(base, look) for base, look in looks.items()]
+    for kind in kinds if len(kinds) > 1 else ():
+        colour = style.colour("method", kind) if by == "method" else INK
+        handles.append(handle(" ".join(kind).strip(), Look(colour, False, style.marker(kind[0]), style.dashes(kind))))
+    legend(figure, [*handles, *(extra or [])], 4)
     return figure
-
-
-def _lines(axes: Axes, here: pd.DataFrame, style: Style) -> None:
-    for key, line in here.groupby(["base", "data", "method", "variant"], sort=True):
-        base, data, method, variant = map(str, key)
-        line_of(axes, line, style.look("base", base, data, (method, variant)))
 
 
 def _alike(table: pd.DataFrame, parts: pd.DataFrame) -> tuple[Style, pd.DataFrame]:

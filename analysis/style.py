@@ -60,6 +60,11 @@ class Style:
         kinds.sort(key=lambda kind: (methods.index(kind[0]), kind[1]))
         return cls({"base": sorted(table["base"].unique()), "data": sorted(lines["data"].unique()), "method": kinds})
 
+    @property
+    def apart(self) -> By:
+        """What colours had better tell in a panel of all lines of a task: bases, or methods where there is one base."""
+        return "method" if len(self.names["base"]) == 1 and len(self.names["method"]) > 1 else "base"
+
     def colour(self, by: By, name: Any) -> str:
         """Of a base, data or (method, variant)."""
         return PALETTES[by][self.names[by].index(name) % len(PALETTES[by])]
