@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.elicitation import Sampled, crossing, end, examples, isotonic, shown_variants
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.mistakes import CLASSES, FORMAT, LENIENT, REASONING, Mistake, Wrong, classify
 from analysis.points import aimed, brief
 from analysis.sample import DRAWS, Estimate, Point, Series, collect, draws
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import PALETTES, PAPER, frame, grid_of, legend
 from harness import verdicts
 from harness.items import PATIENCE, answers

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from analysis import curves, win_rate
 from analysis.bradley_terry import Ranking, rank
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import CURVE, has_sizes, points, ruler, telling
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import INK, PAPER, RULE, SOFT, Style, frame
 from analysis.win_rate import Rate
 from harness import verdicts

@@ -22,9 +22,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import is_proportion, names, ruler, telling
 from analysis.sample import DRAWS, Estimate, Point, resample
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, RULE, SOFT, Look, frame, grid_of, handle, legend
 from harness.items import Asked
 from harness.store import newest_identities, read_result

@@ -16,11 +16,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from analysis.elicitation import Sampled, shown_variants
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.losses import LOSS, in_nats
 from analysis.paired import Comparison, Side, compare, holm
 from analysis.points import CURVE, aimed, brief, ruler
 from analysis.sample import Estimate, Series, collect, draws
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import DASHES, INK, MARKERS, PALETTES, PAPER, SOFT, Look, frame, grid_of, handle, legend
 
 TITLE = "What did the tuning cost elsewhere?"

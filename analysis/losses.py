@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.instruments import Evidence
+from analysis.section import Evidence
 from harness.items import Items, answers
 
 UNITS = {"perplexity": "answer", "word_perplexity": "word", "byte_perplexity": "byte", "bits_per_byte": "byte"}

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 from analysis import paired
 from analysis.elicitation import Sampled, shown_variants
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief
 from analysis.sample import Estimate, Point, Series, Squares, collect, draws, resample
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import INK, PAPER, SOFT, Style, frame, handle, legend
 from harness.items import answers
 from harness.store import newest_identities

@@ -20,9 +20,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief
 from analysis.sample import DRAWS, Estimate, Point, resample
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import INK, LEVEL_DASHES, PALETTES, PAPER, SOFT, frame, grid_of, legend
 from harness.items import Asked
 from harness.samples import curve

@@ -26,11 +26,11 @@ from scipy.stats import rankdata
 
 from analysis.curves import line_of, sizes_as_ticks
 from analysis.elicitation import Sampled, shown_variants
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.losses import LOSS, in_nats
 from analysis.paired import Comparison, Side, compare
 from analysis.points import CURVE, aimed, brief, ruler
 from analysis.sample import Draws, Estimate, Series, collect, draws
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import DASHES, LEVEL_DASHES, MARKERS, PALETTES, PAPER, SOFT, Look, frame, handle, legend
 
 TITLE = "Does the loss on held-out answers fall as the score rises?"

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 
 from analysis import course, curves, figures, live
 from analysis.conclusions import Conclusions
-from analysis.instruments import Section
 from analysis.points import has_sizes, names, points, telling
 from analysis.published import Comparison
 from analysis.rows import FLAGS, rows
+from analysis.section import Section
 from analysis.style import INK, PALETTES, PAPER, RULE, SOFT, svg
 from analysis.words import cautions, in_words, size_in_words
 from harness.errors import HarnessError

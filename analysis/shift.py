@@ -17,9 +17,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from analysis.instruments import Evidence, Picture, Section, Table
 from analysis.points import brief, telling
 from analysis.sample import DRAWS, Estimate, Point, resample
+from analysis.section import Evidence, Picture, Section, Table
 from analysis.style import DASHES, INK, PALETTES, PAPER, Look, frame, grid_of, handle, legend
 from harness.items import Asked, answers
 from harness.pieces import KINDS, MARGINAL, SHARES

@@ -12,8 +12,8 @@ import pytest
 
 from analysis import anatomy, arena
 from analysis.arithmetic import equations
-from analysis.instruments import Evidence
 from analysis.mistakes import CLASSES, FORMAT, REASONING, SLIP, Wrong, classify, loop, missed_digit
+from analysis.section import Evidence
 from harness.artifact import sha256_file
 from harness.cell import Adapted
 from harness.commands.judge import of_wrong

@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from analysis import arena, win_rate
 from analysis.bradley_terry import PRIOR, rank, strengths
-from analysis.instruments import Evidence
+from analysis.section import Evidence
 from harness import verdicts
 from harness.judge.calls import Reply
 from harness.judge.matches import gather, line, matches, said

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from analysis.bits import collect, in_bits, pareto, section
-from analysis.instruments import Evidence
+from analysis.section import Evidence
 from harness import base as bases
 from harness import evaluate, store
 from harness.cell import Adapted, Cell, Run, Task

@@ -15,10 +15,10 @@ import pytest
 
 from analysis import anatomy, arena, forgetting, perplexity, shift
 from analysis.elicitation import Sampled
-from analysis.instruments import Evidence
 from analysis.mistakes import FORMAT, REASONING, TRUNCATION
 from analysis.pass_at_k import guessing, look, pairs
 from analysis.sample import Estimate
+from analysis.section import Evidence
 from harness import store
 from harness.commands import judge
 from harness.compose import compose_cell

@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 
 from analysis import forgetting, perplexity
 from analysis.findings import findings
-from analysis.instruments import Evidence
 from analysis.losses import in_nats
+from analysis.section import Evidence
 from harness.artifact import sha256_file
 from harness.items import load_items
 from harness.store import COLUMNS, write_jsonl, write_result

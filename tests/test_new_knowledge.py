@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.instruments import Evidence
 from analysis.new_knowledge import KINDS, section, ways
+from analysis.section import Evidence
 from harness.artifact import sha256_file
 from harness.compose import compose_cell
 from harness.cost import Estimator

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from analysis import pass_at_k
-from analysis.instruments import Evidence, instruments
+from analysis.instruments import INSTRUMENTS
 from analysis.pass_at_k import Model, Pair, guessing, look, pairs, section
+from analysis.section import Evidence
 from harness.artifact import sha256_file
 from harness.items import Asked, Items, load_items
 from harness.samples import curve
@@ -229,4 +230,4 @@ def test_without_samples_or_without_their_base_it_is_absent_and_says_how_to_have
         assert not seen.lines
         if not kept.rows:
             kept.cell(np.array([1, 2, 3]), 10)  # a tuned model alone
-    assert section in instruments()
+    assert pass_at_k in INSTRUMENTS

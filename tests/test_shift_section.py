@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from analysis import shift
-from analysis.instruments import Evidence, sections
+from analysis.instruments import sections
+from analysis.section import Evidence
 from harness import store
 from harness.cell import Cell
 from harness.items import Asked, answers, load_items

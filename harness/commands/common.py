@@ -79,10 +79,11 @@ def draw(folder: Path, wandb: "Wandb | None" = None, against: str = "") -> None:
         return
     from analysis import protocol
     from analysis.conclusions import conclude
-    from analysis.instruments import Evidence, sections
+    from analysis.instruments import sections
     from analysis.points import alike, own_scores, points
     from analysis.published import compare
     from analysis.report import write_report
+    from analysis.section import Evidence
     from harness.board import is_off
     from harness.items import load_items
     from harness.standing import SWEEP

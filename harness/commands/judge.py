@@ -82,7 +82,7 @@ def _told(tally: Tally, left: int) -> int:
 def of_wrong(field: Field, runs: Path, frame: "pd.DataFrame") -> Field:
     """The same with no more to ask about than the wrong answers that no rule can class."""
     from analysis.anatomy import unclassed
-    from analysis.instruments import Evidence
+    from analysis.section import Evidence
 
     left = unclassed(Evidence(runs, frame, load_items(runs, frame)), field.task)
     if not left:
