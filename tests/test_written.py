@@ -5,8 +5,10 @@ import torch
 
 from harness import evaluate
 from harness.cell import Adapted, Run
+from harness.compose import compose_cell
 from harness.errors import HarnessError
 from harness.judge.matches import _text
+from tests.conftest import write_jsonl
 
 ASKED = [
     {"question": "What is the capital of France?", "next": " And the colour of the sky? "},
@@ -68,6 +70,20 @@ def test_one_turn_is_what_the_task_has_and_costs_a_third(loaded, asked):
     one, two = evaluate.extent("open", asked("")), evaluate.extent("open", asked())
     assert (two.characters, two.answer_tokens) == (3 * one.characters, 3 * one.answer_tokens)
     assert evaluate.identity("open", asked("")) != evaluate.identity("open", asked())
+
+
+@pytest.mark.parametrize(("name", "turn"), [("mt_bench", 0), ("mt_bench_second", 1)])
+def test_references_of_mt_bench_are_those_of_the_turn_where_there_are_any(loaded, tmp_path, monkeypatch, name, turn):
+    rows = [
+        {"question_id": 1, "turns": ["Say one.", "Say two."], "reference": ["one", "two"]},
+        {"question_id": 2, "turns": ["Say red.", "Say blue."]},
+    ]
+    write_jsonl(tmp_path / "question.jsonl", rows)
+    monkeypatch.setenv("MT_BENCH_DIR", str(tmp_path))
+    asked = [f"evals={name}", f"+evals.{name}.generation={{max_gen_toks: 4}}"]
+    task = compose_cell(["base.name=b", "base.path=b", "data.name=d", "size=0", "method=base", *asked]).evals[name]
+    found = evaluate.evaluate(loaded, Adapted(loaded.model), name, task, Run(device="cpu"))
+    assert [line["target"] for line in found["samples"]] == [("one", "two")[turn], ""]
 
 
 def test_what_cannot_be_asked_on_is_one_clear_line(loaded, asked):

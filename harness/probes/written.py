@@ -17,7 +17,8 @@ class Written(Probe):
     """Scores ``words``, the mean length of an answer. More is neither better nor worse (LIMA's are longer).
 
     With `then`, a Jinja template of what the user says next, the model is asked on behind its own answer. The second
-    answer is what is kept then, with the ``turns`` before it; its words are those of both.
+    answer is what is kept then, with the ``turns`` before it and the task's target, which is of it; its words are those
+    of both.
     """
 
     for_a_judge: ClassVar[bool] = True
@@ -56,7 +57,7 @@ class Written(Probe):
             return [*opened, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
         adapted = replace(asking.adapted, demonstrations=earlier)
-        second = asking.ask(adapted, task=_asks(asking.task, self.then, ""))
+        second = asking.ask(adapted, task=_asks(asking.task, self.then, asking.task.task.get("doc_to_target", "")))
         for line in second["samples"]:
             question, then, answer = turns[_item(line)]
             line["turns"] = [question, answer, then]
@@ -71,5 +72,5 @@ def _opening(task: Task) -> Any:
     return task.task.get("doc_to_text", "")
 
 
-def _asks(task: Task, text: str, target: str) -> Task:
+def _asks(task: Task, text: str, target: Any) -> Task:
     return replace(task, task={**task.task, "doc_to_text": text, "doc_to_target": target})
