@@ -112,8 +112,8 @@ def test_bases_side_by_side_are_a_table_and_a_sentence_of_text(tmp_path: Path) -
     made.rows += other.rows
     found = conclude(made.frame, made.items())
     page = write(made.frame, tmp_path, conclusions=found)
-    assert page.index("What may be concluded") < page.index("Which base?") < page.index('id="live"')
-    section = page[page.index("Which base?") : page.index('id="live"')]
+    assert page.index("What may be concluded") < page.index('id="live"') < page.index("Which base?")
+    section = page[page.index("Which base?") : page.index("Every point")]
     assert "<b>" not in section, "names are text"
     assert section.count('<th scope="rowgroup"') == 3, "two tasks and their average"
     assert "average of the tasks, sft on d: good &lt;b&gt; is" in section
