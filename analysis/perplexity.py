@@ -267,11 +267,11 @@ def _relative_noise(curve: Sampled) -> tuple[float, np.ndarray] | None:
 
 
 def _told(curve: Sampled, i: int | None) -> Estimate:
-    """At the i-th size, or of the untouched base."""
-    if i is None:
-        start = curve.start()
-        return Estimate.of(*start) if start else Estimate(why="not scored")
-    return Estimate.of(float(curve.series.scores[i]), curve.draws.scores[:, i])
+    """At the i-th size, or of the untouched base. No interval of a loss, -log p of what was there, goes below 0."""
+    told = curve.start() if i is None else (float(curve.series.scores[i]), curve.draws.scores[:, i])
+    if told is None:
+        return Estimate(why="not scored")
+    return Estimate.of(told[0], told[1].clip(0) if curve.series.better < 0 else told[1])
 
 
 def _numbers(pairs: Sequence[Pair]) -> pd.DataFrame:

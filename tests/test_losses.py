@@ -207,6 +207,18 @@ def test_the_loss_by_which_a_rate_was_chosen_stands_beside_every_score(tmp_path)
     assert held.rank().value == -1
 
 
+def test_no_interval_of_a_loss_goes_below_none(tmp_path):
+    sweep = Losses(tmp_path)
+    sweep.cell(0, score=0.0, loss=9.0)
+    for seed, (few, many) in enumerate(((2.0, 0.1), (9.0, 0.3))):  # two runs that differ much
+        sweep.cell(10, seed, score=0.5, loss=few)
+        sweep.cell(100, seed, score=0.9, loss=many)
+    numbers = perplexity.section(sweep.evidence).data["perplexity"]
+    assert (numbers["loss_low"] >= 0).all()
+    assert (numbers["loss_low"] == 0).any()
+    assert (numbers["loss_low"] <= numbers["loss_value"]).all()
+
+
 def test_without_a_loss_the_section_says_how_to_have_one(tmp_path):
     sweep = elicited(tmp_path)
     sweep.rows = [row for row in sweep.rows if row["task"] != "t_nll"]
