@@ -268,7 +268,7 @@ def _inline(svg: str, stem: str, title: str, inches: float) -> Markup:
     if stem in ("curves", "curves-filters"):
         svg = re.sub(r' clip-path="url\(#[^"]*\)"', "", svg)
     svg = re.sub(r' (?:d|x|y|transform)="[^"<]*"', lambda found: re.sub(r"(\.\d\d?)\d+", r"\1", found[0]), svg)
-    svg = re.sub(r'(\bid="|="#|url\(#)', rf"\g<1>{stem}-", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{stem}-", svg)
     for colour, name in ((INK, "ink"), (SOFT, "soft"), (RULE, "rule"), (PAPER, "paper")):
         svg = svg.replace(colour, f"var(--{name})")
     # Markup: matplotlib has escaped all names in it; the title is ours.

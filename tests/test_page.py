@@ -14,6 +14,7 @@ from analysis import curves, figures
 from analysis.conclusions import Conclusions, Row, conclude
 from analysis.live import embedded, escaped
 from analysis.points import CURVE, has_sizes, points, telling
+from analysis.report import _saved
 from analysis.style import Look, grid_of, handle, legend, svg
 from tests.sweeps import Sweep
 from tests.test_analysis import run_row, sweep, table, write
@@ -183,6 +184,17 @@ def test_several_data_share_a_panel_where_a_base_has_several() -> None:
     assert [axes.get_title(loc="left") for axes in drawn.axes] == ["facts  ·  pocket-m", "facts  ·  pocket-s"]
     colours = {line.get_color() for axes in drawn.axes for line in axes.get_lines() if line.get_linestyle() == "-"}
     assert len(colours) == 2
+
+
+def test_hatched_bars_keep_their_colours_on_the_page(tmp_path: Path) -> None:
+    """matplotlib writes a hatch's colours as attributes, which look like references to what is in the file."""
+    figure, (axes,) = grid_of(1, 3.0)
+    axes.bar([0, 1], [1, 2], facecolor="#44AA99", hatch="//", edgecolor="#fdfdfd")
+    on_page = str(_saved(figure, tmp_path, "bars", "Bars.", "")["svg"])
+    (drawn,) = set(re.findall(r'fill="([^"]*)"', on_page)) - {"none"}
+    assert drawn == "#44aa99"
+    references = re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)", on_page)
+    assert {a or b for a, b in references} <= set(re.findall(r'id="([^"]*)"', on_page))
 
 
 def test_methods_have_the_colours_where_there_is_one_base() -> None:
