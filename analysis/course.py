@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.points import CURVE, average, brief, ruler, telling
-from analysis.style import INK, frame, grid_of
+from analysis.style import DOT, INK, frame, grid_of
 
 POINT = [*CURVE, "size", "share"]
 
@@ -56,7 +56,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 linewidth=1.5, elinewidth=0.7, capsize=0,
             )  # fmt: skip
         variant = str(shown.loc[panel.index[0]])
-        title = "  ·  ".join(filter(None, [task, f"{base} {method}", variant]))
+        title = DOT.join(filter(None, [task, f"{base} {method}", variant]))
         frame(axes, title, ruler(panel["metric"].iloc[0], panel["filter"].iloc[0]), size=9.5)
         scale = table[table["task"] == task]
         low, high = np.nanmin(scale[["low", "score"]].to_numpy()), np.nanmax(scale[["high", "score"]].to_numpy())

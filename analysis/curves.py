@@ -15,7 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.points import brief, has_sizes, ruler, telling
-from analysis.style import INK, LEVEL_DASHES, PAPER, SOFT, By, Look, Style, frame, grid_of, handle, legend, legend_width
+from analysis.style import (
+    DOT,
+    INK,
+    LEVEL_DASHES,
+    PAPER,
+    SOFT,
+    By,
+    Look,
+    Style,
+    frame,
+    grid_of,
+    handle,
+    legend,
+    legend_width,
+)
 from harness.errors import HarnessError
 
 PANEL: dict[By, list[str]] = {"base": ["data", "task"], "data": ["base", "task"], "method": ["base", "data", "task"]}
@@ -68,7 +82,7 @@ def draw(table: pd.DataFrame, *, by: By = "base", others: bool = False) -> Figur
             _curves(axes, here[here["headline"] & (here["metric"] == metric)], style, by, ghost=True)
         _curves(axes, shown, style, by)
         lower = "" if shown["higher_is_better"].all() else ", lower is better"
-        frame(axes, "  ·  ".join([task, *(at[column] for column in several)]), ruler(metric, filter_) + lower)
+        frame(axes, DOT.join([task, *(at[column] for column in several)]), ruler(metric, filter_) + lower)
         sizes_as_ticks(axes, shown.loc[has_sizes(shown), "size"])
         room_for(axes, table[(table["task"] == task) & (table["metric"] == metric)])
     figure.supxlabel("number of examples", fontsize=9.5, color=INK)

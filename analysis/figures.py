@@ -18,7 +18,22 @@ from matplotlib.lines import Line2D
 
 from analysis.curves import line_of, lines_of, points_of, room_for, sizes_as_ticks
 from analysis.points import CURVE, has_sizes, ruler, telling
-from analysis.style import DASHES, INK, LEVEL_DASHES, PAPER, RULE, SOFT, By, Look, Style, frame, grid_of, handle, legend
+from analysis.style import (
+    DASHES,
+    DOT,
+    INK,
+    LEVEL_DASHES,
+    PAPER,
+    RULE,
+    SOFT,
+    By,
+    Look,
+    Style,
+    frame,
+    grid_of,
+    handle,
+    legend,
+)
 
 LIMA = 1000  # examples, the size at which the question is asked
 Panel = Callable[[Axes, pd.DataFrame, Style], None]
@@ -56,7 +71,7 @@ def ranges(table: pd.DataFrame) -> Figure:
             axes.plot(near["score"], y, "|", color=INK, markersize=9, markeredgewidth=1.4)
         metric = ruler(panel["metric"].iloc[0], panel["filter"].iloc[0])
         kinds = [f"{method} {variant}".strip()] if len(style.names["method"]) > 1 else []
-        frame(axes, "  ·  ".join([task, data, *kinds]), "", size=9.5)
+        frame(axes, DOT.join([task, data, *kinds]), "", size=9.5)
         axes.set_xlabel(metric, fontsize=9, color=INK)
         axes.set_yticks(range(len(ends)), ends["base"])
         axes.grid(axis="x", color=RULE, linewidth=0.8)
@@ -158,7 +173,7 @@ def measures(table: pd.DataFrame, parts: pd.DataFrame) -> Figure:
         for kind in kinds:
             rows = panel[panel["measure"] == kind]
             line_of(axes, rows, looks[kind]._replace(colour=colour if looks[kind].colour == INK else SOFT))
-        frame(axes, "  ·  ".join([task, data, f"{base} {method} {variant}".strip()]), "share of items", size=9)
+        frame(axes, DOT.join([task, data, f"{base} {method} {variant}".strip()]), "share of items", size=9)
         sizes_as_ticks(axes, panel["size"])
         axes.set_ylim(-0.04, 1.04)
     figure.supxlabel("number of examples", fontsize=9.5, color=INK)

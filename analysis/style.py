@@ -37,6 +37,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (1, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5
 INK, SOFT, RULE, PAPER = "#23282d", "#646b70", "#dfe2e0", "#fdfdfd"  # text and axes; asides; grid; inside of markers
 LEVEL_DASHES = {"base": (0, (5, 3)), "given": (0, (1, 2.5))}  # kept for them
 Kind = tuple[str, str]  # method and variant
+DOT = "  ·  "  # between the parts of a title
 
 
 class Look(NamedTuple):
@@ -92,9 +93,18 @@ def handle(label: str, look: Look, **more: Any) -> Line2D:
 
 
 def frame(axes: Axes, title: str, ylabel: str, size: float = 10.5) -> None:
-    """The quiet frame of every panel."""
+    """The quiet frame of every panel. A title wider than it goes on below, after one of its dots."""
+    spec = axes.get_subplotspec()
+    room = axes.get_figure(root=True).get_figwidth() / (spec.get_gridspec().ncols if spec else 1) - 0.6  # type: ignore[union-attr]
+    lines = [""]
+    for part in title.split(DOT):
+        longer = DOT.join(filter(None, [lines[-1], part]))
+        if lines[-1] and inches(longer, size, "bold") > room:
+            lines.append(part)
+        else:
+            lines[-1] = longer
     axes.set_facecolor("none")
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=size, color=INK)
+    axes.set_title("\n".join(lines), loc="left", fontweight="bold", fontsize=size, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -130,10 +140,16 @@ def legend(figure: Figure, handles: Iterable[Artist], columns: int) -> None:
 def legend_width(handles: Sequence[Artist], columns: int) -> float:
     """Inches that a legend of so many columns takes; it is filled column by column."""
     size = LEGEND["fontsize"]
-    measured = [(str(handle.get_label()), FontProperties(size=size), False) for handle in handles]
-    texts = [text_to_path.get_text_width_height_descent(*text)[0] for text in measured]
-    around = size * (LEGEND["handlelength"] + LEGEND["handletextpad"] + LEGEND["columnspacing"])
-    return sum(float(max(column)) + around for column in np.array_split(texts, columns) if len(column)) / 72
+    texts = [inches(str(handle.get_label()), size) for handle in handles]
+    around = size * (LEGEND["handlelength"] + LEGEND["handletextpad"] + LEGEND["columnspacing"]) / 72
+    return sum(float(max(column)) + around for column in np.array_split(texts, columns) if len(column))
+
+
+def inches(text: str, size: float, weight: str = "normal") -> float:
+    """How wide a text of so many points is."""
+    return (
+        float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)[0]) / 72
+    )
 
 
 def svg(figure: Figure) -> str:

@@ -15,7 +15,7 @@ from analysis.conclusions import Conclusions, Row, conclude
 from analysis.live import embedded, escaped
 from analysis.points import CURVE, has_sizes, points, telling
 from analysis.report import _saved
-from analysis.style import Look, grid_of, handle, legend, svg
+from analysis.style import Look, frame, grid_of, handle, legend, svg
 from tests.sweeps import Sweep
 from tests.test_analysis import run_row, sweep, table, write
 
@@ -203,6 +203,16 @@ def test_methods_have_the_colours_where_there_is_one_base() -> None:
     assert curves.wanted(t) == ["method"]
     drawn = curves.draw(t, by="method")
     assert len({line.get_color() for line in drawn.axes[0].get_lines() if line.get_linewidth() == 1.7}) == 2
+
+
+def test_no_title_runs_into_the_next_panel() -> None:
+    figure, grid = grid_of(3, 3.0)
+    for axes in grid:
+        frame(axes, "a_task_of_some_length  ·  data-with-a-name  ·  base-of-a-family sft lr=0.001,epochs=3", "score")
+    figure.draw_without_rendering()
+    left, middle, _ = (axes._left_title.get_window_extent() for axes in grid)
+    assert left.x1 < middle.x0
+    assert grid[0].get_title(loc="left").replace("\n", "  ·  ").count("  ·  ") == 2, "no part is lost"
 
 
 def test_no_legend_is_wider_than_its_figure() -> None:
