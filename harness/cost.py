@@ -182,17 +182,23 @@ class Estimator:
         return Cost(eval_flops=flops, seconds=seconds)
 
     def _memory(self, cell: Cell) -> float:
-        """Measured; else weights, optimizer and activations, the inputs and outputs of every linear layer in bf16."""
-        if (measured := self.history.memory(cell.base.name)) is not None:
+        """Measured of such cells. Else what was measured of others on the base, or where it is more, a rule: weights,
+        optimizer and activations, the inputs and outputs of every linear layer in bf16."""
+        if (measured := self.history.memory(*_trained_on(cell))) is not None:
             return measured
+        others = self.history.memory(cell.base.name)
         if not (shapes := self._shapes(cell.base.name)):
-            return math.nan
+            return math.nan if others is None else others
         training = 16.0 * self.trained_parameters(cell)  # fp32 weight, gradient and Adam's two moments
         if cell.method.trains:
-            training += cell.run.tokens_per_pass * sum(2.0 * sum(shape) for shape in linear(shapes).values())
-            training += 8.0 * cell.run.tokens_per_pass * max(max(shape) for shape in shapes.values())  # logits
-        answers = 2**30 * cell.run.kv_cache_gib if any(self._extent(name).answer_tokens for name in cell.evals) else 0
-        return LIBRARIES + _width(cell) * self.parameters(cell.base.name) + max(training, answers)
+            longest = max((self._sampled(_trained_on(part))[1] for part in cell.method.parts(cell)), default=0.0)
+            tokens = max(cell.run.tokens_per_pass, longest)  # an example, or pair of answers, is not divided
+            training += tokens * sum(2.0 * sum(shape) for shape in linear(shapes).values())
+            training += 8.0 * tokens * max(max(shape) for shape in shapes.values())  # logits
+        written = others is None and any(self._extent(name).answer_tokens for name in cell.evals)
+        answers = 2**30 * cell.run.kv_cache_gib if written else 0
+        rule = LIBRARIES + _width(cell) * self.parameters(cell.base.name) + max(training, answers)
+        return max(rule, others or 0.0)
 
     def parameters(self, base: str) -> float:
         """N; NaN where no file tells."""
@@ -244,22 +250,24 @@ class Estimator:
     def example_tokens(self, cell: Cell) -> float:
         """Of one example on average, the prompt counted; with GRPO, of all its answers."""
         like = _trained_on(cell)
-        return self.history.example_tokens(like) or cell.method.tokens_of(self._sampled_tokens(like))
+        return self.history.example_tokens(like) or cell.method.tokens_of(self._sampled(like)[0])
 
     @functools.cache  # noqa: B019
-    def _sampled_tokens(self, names: tuple[str, str, str]) -> float:
-        """Of an example, on average; by characters where the tokenizer is not made yet or takes long to load (GGUF)."""
+    def _sampled(self, names: tuple[str, str, str]) -> tuple[float, float]:
+        """Tokens of an example, on average and of the longest of `SAMPLE`, the two answers of a pair together; by
+        characters where the tokenizer is not made yet or takes long to load (GGUF)."""
         cell = self.largest[names]
-        examples = [list(example.messages) for example in subset_of(cell)[:SAMPLE]]
-        dialogues = [dialogue for messages in examples for dialogue in dialogues_of(messages)]
+        examples = [dialogues_of(list(example.messages)) for example in subset_of(cell)[:SAMPLE]]
+        dialogues = [dialogue for example in examples for dialogue in example]
         if cell.base.make or cell.base.gguf_file:
             characters = [sum(len(turn["content"]) for turn in messages) for messages in dialogues]
             lengths = [count / TOKEN_CHARACTERS for count in characters]
         else:
             lengths = [len(d.ids) for d in tokenize_all(load_tokenizer(cell.base), dialogues)]
         cut = getattr(cell.method, "max_length", sys.maxsize)
-        lengths = [min(cut, length) for length in lengths]
-        return sum(lengths) / len(examples)
+        cuts = iter([min(cut, length) for length in lengths])
+        each = [sum(next(cuts) for _ in example) for example in examples]
+        return sum(each) / len(each), max(each)
 
 
 def _width(cell: Cell) -> float:

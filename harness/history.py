@@ -65,7 +65,8 @@ class History:
         if alone:
             rest = record["wall_seconds"] - training.get("seconds", 0.0) - sum(s["seconds"] for s in scored.values())
             self._overhead[(base,)].append(max(0.0, rest))
-        self._memory[(base,)].append(record["peak_memory_bytes"])
+        for of in ((base,), (base, row["data"], row["method"])):
+            self._memory[of].append(record["peak_memory_bytes"])
 
     def example_tokens(self, key: Key) -> float | None:
         """Tokens of an example, on average, for (base, data, method)."""
@@ -75,9 +76,9 @@ class History:
         """Seconds of a cell beside training and evaluation."""
         return _mean(self._overhead.get((base,)))
 
-    def memory(self, base: str) -> float | None:
-        """Bytes, the most that was seen."""
-        return max(self._memory.get((base,), ()), default=None)
+    def memory(self, *key: str) -> float | None:
+        """Bytes, the most that was seen of a base, or of (base, data, method)."""
+        return max(self._memory.get(key, ()), default=None)
 
 
 Finished = dict[Path, tuple[dict[str, Any], dict[str, dict[str, Any]]]]

@@ -92,6 +92,29 @@ def test_times_come_from_finished_cells(make_cell):
     assert guess.memory_bytes == pytest.approx(record["peak_memory_bytes"], rel=0.5)
 
 
+def test_memory_foretold_grows_with_the_longest_example(make_cell, make_data):
+    """Also where another cell of the base was measured; its own kind's measure then stands."""
+    short = [{"prompt": f"What is {i}?", "completion": "two"} for i in range(8)]
+    long = [{"prompt": f"What is {i}?", "completion": "two " * 4000} for i in range(8)]
+    form = Form(turns=[Turn("user", "{{prompt}}"), Turn("assistant", "{{completion}}")])
+    cells = [
+        make_cell(Sft(**BRIEF, max_length=8000), data=make_data(rows, form=form, name=name), size=7)
+        for name, rows in (("short", short), ("long", long))
+    ]
+    few, many = (Estimator(plan(cells), 1e12).cost(p).memory_bytes for p in plan(cells))
+    assert many > few + 8 * 3000 * 100, "logits alone"
+    run(cells[0])
+    measured = read_json(cells[0].folder() / RECORD)["peak_memory_bytes"]
+    done, left = plan(cells)
+    said = Estimator([done, left], 1e12).cost(left).memory_bytes
+    assert said >= measured
+    run(cells[1])
+    (_, again) = plan(cells)
+    assert Estimator(plan(cells), 1e12).cost(again).memory_bytes == pytest.approx(
+        read_json(cells[1].folder() / RECORD)["peak_memory_bytes"]
+    )
+
+
 def test_rates_recover_what_made_them():
     """0.01 s a step and 1e-12 s a FLOP, seen at small sizes, foretell a large one; what nobody saw goes by its like."""
     rates = Rates()
