@@ -13,11 +13,8 @@ TEXT = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PARTS = re.split(r"^```.*\n", TEXT, flags=re.MULTILINE)  # prose, block, prose, ...
 BLOCKS = [line for block in PARTS[1::2] for line in block.replace("\\\n", " ").splitlines()]
 INLINE = [code.replace("\n", " ") for prose in PARTS[::2] for code in re.findall(r"`([^`]+)`", prose)]
-YOURS = {
-    "mybase": "pocket_s",
-    "mydata": "gsm8k",
-    "mystages": "pocket_stages",
-}  # the reader's own, and what we have of the kind
+# The reader's own, and what we have of the kind
+YOURS = {"mybase": "pocket_s", "mydata": "gsm8k", "mystages": "pocket_stages"}
 SWEEPS = ("mysweep", "mine", "NAME", "...")
 
 
@@ -33,9 +30,7 @@ def test_a_command_composes(command: str) -> None:
     told = [word for word in rest if re.match(r"[+~]?[a-z_@/]+[.\w@/]*(=|$)", word) and ("=" in word or word[0] == "~")]
     overrides = ["=".join(YOURS.get(part, part) for part in word.split("=", 1)) for word in told]
     if verb in ("run", "eval") or rest[0] == "...":
-        compose_cell(
-            [re.sub(r"(=[^\[{,]*),.*", r"\1", override) for override in overrides]
-        )  # the first of several values
+        compose_cell([re.sub(r"(=[^\[{,]*),.*", r"\1", override) for override in overrides])  # the first of several
     else:
         sweep_cells("lima_quantity" if rest[0] in SWEEPS else rest[0], overrides)
 
