@@ -6,7 +6,7 @@ parts is merged exactly by their log-sum-exps (as in Hydragen, arXiv 2402.05099,
 prefix's keys and values are kept once, however many rows read them.
 
 The function stands in for transformers' own through its attention interface, for as long as `rows_attention` lasts.
-`fits` tries it on the model in question against the model's own attention, since an error would be silent.
+`harness.by_rows` says for which models.
 """
 
 from collections.abc import Iterator
@@ -34,17 +34,22 @@ class Layout:
 
 
 class Rows:
-    """Folds N flat tokens into len(lengths) rows, padded on the right, and back."""
+    """Folds N flat tokens into len(lengths) rows, padded on the right, and back.
 
-    def __init__(self, lengths: list[int], device: torch.device) -> None:
-        self.count, self.longest, self.even = len(lengths), max(lengths), len(set(lengths)) == 1
+    `order` [N]: which flat token comes where, row after row, if not the first at first.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device, order: Tensor | None = None) -> None:
+        self.count, self.longest = len(lengths), max(lengths)
+        self.even = order is None and len(set(lengths)) == 1
         if not self.even:
             sizes = torch.tensor(lengths)
+            order = torch.arange(int(sizes.sum())) if order is None else order
             inside = torch.arange(self.longest) < sizes[:, None]
-            starts = sizes.cumsum(0) - sizes
+            starts = (sizes.cumsum(0) - sizes).clamp(max=len(order) - 1)
             # Padding repeats the row's first token: it must be something, and is dropped by `unfold`.
-            self.slots = (starts[:, None] + torch.arange(self.longest) * inside).flatten().to(device)
-            self.tokens = inside.flatten().nonzero().squeeze(1).to(device)
+            self.slots = order[starts[:, None] + torch.arange(self.longest) * inside].flatten().to(device)
+            self.tokens = inside.flatten().nonzero().squeeze(1)[order.argsort()].to(device)
 
     def fold(self, x: Tensor) -> Tensor:
         """[1, heads, N, width] to [rows, heads, longest, width]."""
@@ -153,12 +158,21 @@ class Slots:
             self._kept[layer] = (room[0], room[1])
         return self._kept[layer]
 
-    def copy(self, source: int, targets: list[int], length: int) -> None:
-        """Let `targets` hold the first `length` tokens that slot `source` holds."""
-        where = torch.tensor(targets, dtype=torch.long, device=self.held.device)
-        self.held[where] = length
-        for kept in (x for pair in self._kept.values() for x in pair):
-            kept[where, :length] = kept[source, :length].clone()
+    def shown(self) -> tuple[int, Tensor | None]:
+        """Tokens of the longest slot, and [slots, 1, 1, so many]: -inf where a slot holds fewer. None: none does."""
+        held = self.held.tolist()
+        longest = max(held)
+        if min(held) == longest:
+            return longest, None
+        unseen = torch.arange(longest, device=self.held.device) >= self.held[:, None]
+        return longest, torch.zeros(unseen.shape, device=unseen.device).masked_fill(unseen, -torch.inf)[:, None, None]
+
+    def attended(
+        self, layer: int, query: Tensor, shown: tuple[int, Tensor | None], **scoring: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What each slot's queries [slots, heads, T, width] see of it, as `_attention` has it."""
+        key, value = (x[:, : shown[0]].transpose(1, 2) for x in self._kept[layer])
+        return _attention(query, key, value, mask=shown[1], **scoring)
 
     def only(self, slots: Tensor) -> None:
         """Let go of all other slots, layer by layer: no two copies of the whole."""
@@ -182,24 +196,33 @@ class Fill(Behind):
 
 
 class Step(Layout):
-    """One token more in every slot. The longest slot must have room."""
+    """One token more in every slot. The longest slot must have room.
 
-    def __init__(self, prefix: Prefix, slots: Slots) -> None:
+    `behind`: prompts that are held once for all slots that stand behind them, and which one each slot does.
+    """
+
+    def __init__(self, prefix: Prefix, slots: Slots, behind: tuple[Slots, list[int]] | None = None) -> None:
         self.prefix, self.slots = prefix, slots
         self.at = slots.held + slots.capacity * torch.arange(len(slots.held), device=slots.held.device)
         slots.held += 1
-        self.end = int(slots.held.max())
-        unseen = torch.arange(self.end, device=slots.held.device) >= slots.held[:, None]
-        self.mask = torch.zeros(unseen.shape, device=unseen.device).masked_fill(unseen, -torch.inf)[:, None, None]
+        self.shown = slots.shown()
+        self.prompts: Slots | None = None
+        if behind is not None:
+            self.prompts, of = behind[0], torch.tensor(behind[1])
+            counts = of.bincount(minlength=len(self.prompts.held)).tolist()
+            self.folded = Rows(counts, slots.held.device, of.argsort(stable=True))
+            self.prompts_shown = self.prompts.shown()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        kept = self.slots.at(layer, key, value)
-        for old, new in zip(kept, (key, value), strict=True):
+        for old, new in zip(self.slots.at(layer, key, value), (key, value), strict=True):
             old.flatten(0, 1).index_copy_(0, self.at, new[0].transpose(0, 1))
-        keys, values = (x[:, : self.end].transpose(1, 2) for x in kept)
         q = query[0].transpose(0, 1)[:, :, None]
-        out, lse = _attention(q, keys, values, mask=self.mask, **_scoring(how))
+        out, lse = self.slots.attended(layer, q, self.shown, **_scoring(how))
         flat, flat_lse = out[:, :, 0].transpose(0, 1)[None], lse[:, :, 0].transpose(0, 1)[None]
+        if self.prompts is not None:
+            rows = self.folded
+            out, lse = self.prompts.attended(layer, rows.fold(query), self.prompts_shown, **_scoring(how))
+            flat, flat_lse = _merged(flat, flat_lse, rows.unfold(out), rows.unfold(lse[..., None])[..., 0])
         return _behind(self.prefix, layer, query, flat, flat_lse, **_scoring(how))
 
 
@@ -220,11 +243,15 @@ def _by_formula(
 
 def _behind(prefix: Prefix, layer: int, query: Tensor, out: Tensor, lse: Tensor, **scoring: Any) -> Tensor:
     """Merge attention over a row's own tokens with that over the prefix, which all N queries read as one block."""
-    if not prefix.length:
-        return out
-    shared, shared_lse = _attention(query, *prefix.at(layer), **scoring)
-    weight = torch.sigmoid(shared_lse - lse)[..., None]
-    return torch.lerp(out.float(), shared.float(), weight).to(out.dtype)
+    if prefix.length:
+        out, lse = _merged(out, lse, *_attention(query, *prefix.at(layer), **scoring))
+    return out.to(query.dtype)
+
+
+def _merged(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from that over each, in float32, and the log-sum-exps of their scores."""
+    weight = torch.sigmoid(other_lse - one_lse)[..., None]
+    return torch.lerp(one.float(), other.float(), weight), torch.logaddexp(one_lse, other_lse)
 
 
 def _scoring(how: dict[str, Any]) -> dict[str, Any]:
@@ -297,13 +324,13 @@ AttentionInterface.register(NAME, _forward)
 @contextmanager
 def rows_attention(model: Any) -> Iterator[None]:
     """Let `model` (perhaps with an adapter) attend by rows; every pass inside needs a layout, see `laid_out`."""
-    inner = _inner(model)
-    before = inner.config._attn_implementation
-    inner.set_attn_implementation(NAME)
+    own = inner(model)
+    before = own.config._attn_implementation
+    own.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        inner.set_attn_implementation(before)
+        own.set_attn_implementation(before)
 
 
 @contextmanager
@@ -317,70 +344,5 @@ def laid_out(layout: Layout) -> Iterator[None]:
         _active = before
 
 
-def _inner(model: Any) -> PreTrainedModel:
+def inner(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def reach(model: Any) -> int | None:
-    """How many tokens a row may have for attention by rows to be the model's own. None: any number.
-
-    Limits are how far back a token can see (sliding windows, chunks), and where rotary positions change their angles
-    with the longest row of a pass.
-    """
-    config = _inner(model).config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    rope = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *(r for r in rope.values() if isinstance(r, dict))):  # of all layers, or by kind of layer
-        if kind.get("rope_type") in ("longrope", "dynamic"):
-            limits.append(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
-    return min((n for n in limits if n), default=None)
-
-
-@torch.no_grad()
-def fits(model: Any) -> bool:
-    """Whether attention by rows gives this model's own logits. Tried on a row behind a prefix and a neighbour.
-
-    What a row must not see counts for exactly nothing, so another neighbour may not move a single bit; against the
-    model's own attention only rounding may differ. A model that keeps a state, counts positions in its own way or has
-    not been moved to transformers' attention interface does not fit.
-    """
-    inner = _inner(model)
-    if inner.config._attn_implementation not in ("sdpa", "eager") or not inner._can_set_attn_implementation():
-        return False
-    if (window := reach(model)) is not None and window < 16:
-        return False
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = int(inner.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    start, ours, one, other = (torch.randint(vocabulary, (n,), generator=generator) for n in (3, 5, 7, 7))
-    try:
-        with rows_attention(model):
-            beside = [_beside(model, start.to(device), ours.to(device), x.to(device)) for x in (one, other)]
-    except (NotImplementedError, TypeError):  # refused by `_forward`, or no such argument in the model's forward
-        return False
-    finally:
-        model.train(was_training)
-    whole = torch.cat([start, ours]).to(device)
-    model.eval()
-    alone = model(input_ids=whole[None], use_cache=False).logits[0, len(start) :].float()
-    model.train(was_training)
-    if beside[0].shape != alone.shape or not torch.equal(beside[0], beside[1]):
-        return False
-    rounding = 1e-3 if model.dtype == torch.float32 else 0.05  # of the logits' spread; bfloat16 alone is good for 0.01
-    return bool((alone - beside[0].float()).abs().mean() < rounding * alone.std())
-
-
-def _beside(model: Any, start: Tensor, ours: Tensor, other: Tensor) -> Tensor:
-    """The logits of `ours` behind `start`, with another row `other` before it."""
-    device = start.device
-    prefix = Prefix()
-    with laid_out(Extend(prefix)):
-        model(input_ids=start[None], position_ids=torch.arange(len(start), device=device)[None], use_cache=False)
-    prefix.length = len(start)
-    positions = torch.cat([torch.arange(len(x)) for x in (other, ours)]).to(device) + prefix.length
-    with laid_out(Behind([len(other), len(ours)], prefix, device)):
-        row = torch.cat([other, ours])[None]
-        kept = torch.arange(len(other), row.shape[1], device=device)
-        return model(input_ids=row, position_ids=positions[None], use_cache=False, logits_to_keep=kept).logits[0]

@@ -55,7 +55,7 @@ class LoadedBase:
         Later it could be a trained model that is tried, which may round worse than is tolerated; then it would be asked
         in another way than if another cell had come before it.
         """
-        from harness.attention import fits
+        from harness.by_rows import fits
 
         return fits(self.model)
 

@@ -2,9 +2,10 @@
 
 Prompts are grouped by what enough of them begin with. Behind that prefix every row has a slot for its own keys and
 values; a row that has ended makes room for the next prompt, so no row waits for a longer neighbour. A prompt that is
-asked many times, for samples, is read once: its keys and values are copied from a row that has them.
+asked many times, for samples, is read once, and its keys and values are held once for all rows that answer it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -17,7 +18,6 @@ from harness.clock import part
 from harness.scoring import Room, shared_length
 
 FEWEST = 16  # prompts worth a group, and tokens worth a prefix, of their own
-ROWS = 128  # of fewer prompts, worth a group: else a prompt is copied, so that other prompts may stand beside it
 
 Row = tuple[int, int]  # a prompt's number, and how many tokens have been said after it
 # (rows, their ids so far [rows, tokens], padded on the left, logits [rows, vocabulary]) -> tokens [rows]
@@ -70,7 +70,7 @@ def _groups(prompts: list[list[int]]) -> list[tuple[list[int], int]]:
     number = [0, *accumulate(a != b for a, b in pairwise(prompts))]  # of each among the different ones
 
     def worth(low: int, high: int) -> bool:
-        return number[high - 1] - number[low] + 1 >= FEWEST or high - low >= ROWS
+        return number[high - 1] - number[low] + 1 >= FEWEST
 
     def parts_deeper(low: int, high: int, shared: int) -> bool:
         """Whether enough of a range share much more further down, e.g. one few-shot context a subject."""
@@ -114,14 +114,26 @@ class _Batch:
         self.model, self.shared, self.prompts = model, shared, prompts
         self.max_new_tokens, self.budget = max_new_tokens, room.tokens
         self.device = next(model.parameters()).device
-        capacity = max(map(len, prompts)) - shared + max_new_tokens
-        self.count = max(1, min(len(prompts), cache_tokens // capacity, room.rows))
+        first = {tuple(prompt): i for i, prompt in reversed(list(enumerate(prompts)))}
+        longest, often = max(map(len, prompts)) - shared, len(prompts) / len(first)
+        apart = often >= 2  # prompts, from what is said after them
+        # Prompts held for each row: twice as many as all rows need, as the last answers to some take long.
+        held = 2 / often
+        most = (cache_tokens - longest) / (held * longest + max_new_tokens)
+        if not apart:
+            most = cache_tokens / (longest + max_new_tokens)
+        self.count = max(1, min(len(prompts), int(most), room.rows))
+        self.prompt_slots: Slots | None = None
+        self.alike = list(range(len(prompts)))  # of each prompt the first that is the same, and read for both
+        capacity = longest + max_new_tokens
+        if apart:
+            self.prompt_slots = Slots(min(len(first), math.ceil(held * self.count)), longest, self.device)
+            self.alike = [first[tuple(prompt)] for prompt in prompts]
+            capacity = max_new_tokens
+        self.place: dict[int, int] = {}  # of the prompts in `prompt_slots`
+        self.opening: dict[int, Tensor] = {}  # logits after a prompt that has been read and is asked again
         self.slots = Slots(self.count, capacity, self.device)
         self.prefix = Prefix()
-        self.alike = list(range(len(prompts)))  # of each prompt the first that is the same; they come sorted
-        for i, (before, prompt) in enumerate(pairwise(prompts), 1):
-            self.alike[i] = self.alike[i - 1] if prompt == before else i
-        self.opening: dict[int, Tensor] = {}  # logits after a prompt that has been read and is asked again
 
     def run(self, numbers: Sequence[int], pick: Pick, ended: Ended) -> Iterator[tuple[int, list[int]]]:
         """Yield (prompt, tokens) as they end. `numbers` are what `pick` knows the prompts by."""
@@ -143,6 +155,7 @@ class _Batch:
                 kept = [s for s, prompt in enumerate(running) if prompt is not None]
                 self.slots.only(torch.tensor(kept, device=self.device))
                 running = [running[s] for s in kept]
+                self._hold_prompts_of(running)
             asked = [prompt for prompt in said if prompt in fresh or not fresh]
             if fresh:
                 logits = torch.stack([fresh[p] for p in asked])
@@ -150,7 +163,7 @@ class _Batch:
                 slots = [running.index(p) for p in asked]
                 logits = self._step(running, said)[slots]
             rows = [(numbers[p], len(said[p])) for p in asked]
-            tokens = pick(rows, self._so_far(asked, said), logits.float()).tolist()
+            tokens = pick(rows, self._so_far(asked, said), logits).tolist()
             for prompt, token in zip(asked, tokens, strict=True):
                 said[prompt].append(token)
                 if len(said[prompt]) == self.max_new_tokens or ended(said[prompt]):
@@ -159,30 +172,48 @@ class _Batch:
 
     def _fill(self, queue: list[int], free: list[int], running: list[int | None]) -> list[tuple[int, int, Tensor]]:
         """Put the next prompts into free slots, each read once: (prompt, slot, logits of what follows)."""
-        taken = dict(zip((queue.pop() for _ in range(min(len(queue), len(free)))), free, strict=False))
-        held = {self.alike[p]: slot for slot, p in enumerate(running) if p is not None}
-        known = held.keys() & self.opening.keys()
-        unread = {self.alike[p]: slot for p, slot in taken.items() if self.alike[p] not in known}
+        wanted = {self.alike[p] for p in running if p is not None} | self.opening.keys()
+        self.place = {p: place for p, place in self.place.items() if p in wanted}
+        unread: dict[int, int] = {}  # where each prompt is read to
+        taken: dict[int, int] = {}
+        for slot in free[: len(queue)]:
+            prompt = self.alike[queue[-1]]
+            if prompt not in self.opening and prompt not in unread:
+                if (place := self._place(slot, {*self.place.values(), *unread.values()})) is None:
+                    break
+                unread[prompt] = place
+            taken[queue.pop()] = slot
         waiting = list(unread)
         while waiting:
             rows = [waiting.pop(0)]
             while waiting and sum(len(self.prompts[p]) - self.shared for p in [*rows, waiting[0]]) <= self.budget:
                 rows.append(waiting.pop(0))
             self.opening |= zip(rows, self._read(rows, [unread[p] for p in rows]), strict=True)
-        held |= unread
-        for alike in {self.alike[p] for p in taken}:
-            copies = [slot for p, slot in taken.items() if self.alike[p] == alike and slot != held[alike]]
-            self.slots.copy(held[alike], copies, len(self.prompts[alike]) - self.shared)
+        if self.prompt_slots:
+            self.place |= unread
+            self.slots.held[list(taken.values())] = 0
         filled = [(p, slot, self.opening[self.alike[p]]) for p, slot in taken.items()]
         more = self.alike[queue[-1]] if queue else None  # the only one that may be asked again: equals are neighbours
         self.opening = {p: logits for p, logits in self.opening.items() if p == more}
         return filled
 
+    def _place(self, slot: int, used: set[int]) -> int | None:
+        """Where the prompt of a row in `slot` is read to: none while all places for prompts are `used`."""
+        if self.prompt_slots is None:
+            return slot
+        return next((place for place in range(len(self.prompt_slots.held)) if place not in used), None)
+
+    def _hold_prompts_of(self, running: list[int | None]) -> None:
+        if self.prompt_slots:
+            kept = sorted({self.alike[p] for p in running if p is not None})
+            self.prompt_slots.only(torch.tensor([self.place[p] for p in kept], device=self.device))
+            self.place = {p: place for place, p in enumerate(kept)}
+
     def _read(self, rows: list[int], where: list[int]) -> Tensor:
         """Read prompts into slots; the logits [rows, vocabulary] of what follows."""
         own = [self.prompts[p][self.shared :] for p in rows]
         lengths = [len(o) for o in own]
-        fill = Fill(lengths, self.prefix, self.slots, torch.tensor(where, device=self.device))
+        fill = Fill(lengths, self.prefix, self.prompt_slots or self.slots, torch.tensor(where, device=self.device))
         with part("read prompts"), laid_out(fill):
             return self._forward(
                 [t for o in own for t in o],
@@ -193,12 +224,18 @@ class _Batch:
     def _step(self, running: list[int | None], said: dict[int, list[int]]) -> Tensor:
         """Logits [slots, vocabulary] after each row's last token; what an empty slot computes is not looked at."""
         last = [0 if prompt is None else said[prompt][-1] for prompt in running]
-        for slot, prompt in enumerate(running):
-            if prompt is None:
-                self.slots.held[slot] = 0
-        positions = (self.slots.held + self.shared).tolist()
-        with part("next token"), laid_out(Step(self.prefix, self.slots)):
-            return self._forward(last, positions, list(range(len(last))))
+        empty = [slot for slot, prompt in enumerate(running) if prompt is None]
+        if empty:  # as long as the longest: where no slot is shorter, attention needs no mask
+            self.slots.held[empty] = 0
+            self.slots.held[empty] = self.slots.held.max()
+        positions, behind = self.slots.held + self.shared, None
+        if self.prompt_slots:
+            places = [None if prompt is None else self.place[self.alike[prompt]] for prompt in running]
+            some = next(place for place in places if place is not None)  # for empty slots, one that holds something
+            behind = self.prompt_slots, [some if place is None else place for place in places]
+            positions = positions + self.prompt_slots.held[behind[1]]
+        with part("next token"), laid_out(Step(self.prefix, self.slots, behind)):
+            return self._forward(last, positions.tolist(), list(range(len(last))))
 
     def _so_far(self, asked: list[int], said: dict[int, list[int]]) -> Tensor:
         """Prompts and what was said, padded on the left with their own first token."""

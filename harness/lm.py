@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 
-from harness.attention import reach
 from harness.base import LoadedBase
+from harness.by_rows import reach
 from harness.cell import Adapted, Run
 from harness.data.chat import stop_ids
 from harness.decoding import Row, generate
@@ -28,6 +29,9 @@ from harness.scoring import Continuation, Room, score
 
 Pair = tuple[list[int], list[int]]  # ids of a context and of an answer to it
 AT_ONCE = 1024  # requests whose texts are tokenised together
+# Rows that a CPU draws for at a time, as its cache holds their scores: for 128 rows of 49,152 tokens that takes 42 ms,
+# for all at once 145 (69 with top_p)
+CACHED = 16
 
 
 class Answer(str):
@@ -255,8 +259,12 @@ class Asker(Speaks, HFLM):
         processors, top_p = _without_top_p(logits_processor)
 
         def pick(rows: Sequence[Row], ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            scores = processors(ids, logits)
-            return draw(scores, streams.at(rows), top_p) if generation_config.do_sample else scores.argmax(-1)
+            if not generation_config.do_sample:
+                return processors(ids, logits.float()).argmax(-1)
+            few = CACHED if logits.device.type == "cpu" else len(rows)
+            uniform = np.split(streams.at(rows), range(few, len(rows), few))
+            parts = zip(ids.split(few), logits.split(few), uniform, strict=True)
+            return torch.cat([draw(processors(i, x.float()), numbers, top_p) for i, x, numbers in parts])
 
         seen = inputs.get("attention_mask")  # none where nothing is padded
         seen = torch.ones_like(input_ids) if seen is None else seen

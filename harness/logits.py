@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.attention import Behind, Extend, Prefix, laid_out, reach, rows_attention
+from harness.attention import Behind, Extend, Prefix, laid_out, rows_attention
+from harness.by_rows import reach
 from harness.scoring import Continuation, shared_length
 
 WORTH = 16  # tokens that all rows begin with, from which reading them once pays

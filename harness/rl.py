@@ -288,7 +288,7 @@ class _Trainer(trl.GRPOTrainer):
         def pick(_rows: Any, _ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             if not logits.isfinite().all():
                 raise DivergedError(f"no finite logits at step {self.step}; lower method.lr")
-            return torch.multinomial((logits / self.how.temperature).softmax(-1), 1).squeeze(1)
+            return torch.multinomial((logits.float() / self.how.temperature).softmax(-1), 1).squeeze(1)
 
         def ended(said: list[int]) -> bool:
             return said[-1] in ends or text in tokenizer.decode(said[-tail:])

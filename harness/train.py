@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness import preempt, ranks
-from harness.attention import Packed, fits, laid_out, reach, rows_attention
+from harness.attention import Packed, laid_out, rows_attention
+from harness.by_rows import fits, reach
 from harness.cell import Attempt, Run
 from harness.checkpoint import Checkpoints
 from harness.clock import part

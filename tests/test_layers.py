@@ -13,7 +13,7 @@ ROWS = [
     {"harness.errors", "harness.clock", "harness.files", "harness.preempt", "harness.pace"},
     {"harness.secrets"},
     {"harness.lease", "harness.choice", "harness.shapes", "harness.attention", "harness.ranks", "harness.rates"},
-    {"harness.artifact", "harness.identity"},
+    {"harness.artifact", "harness.identity", "harness.by_rows"},
     {"harness.cell", "harness.pocket"},
     {"harness.probe", "harness.samples"},
     {"harness.hub", "harness.consent", "harness.schedule"},

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness import base as bases
 from harness import evaluate
-from harness.attention import fits
 from harness.base import LoadedBase
+from harness.by_rows import fits
 from harness.cell import Adapted, Base, Cell, Data, Method, Run, Task
 from harness.data.chat import tokenize
 from harness.data.subset import Example, load_dataset

@@ -16,28 +16,20 @@ import transformers
 from lm_eval.api.instance import Instance
 
 from harness import drawing, evaluate, samples, store, tasks
-from harness.attention import rows_attention
 from harness.base import LoadedBase
 from harness.cell import Adapted, Run, Task
 from harness.compose import compose_cell
-from harness.decoding import bytes_per_token, generate
 from harness.drawing import Streams, draw
 from harness.errors import HarnessError
 from harness.items import load_items
 from harness.run import run
-from harness.scoring import Room
 from tests.conftest import ITEMS
-from tests.test_sharing import asker, base_of, continued, counted, llama, stock, text
+from tests.test_sharing import asker, base_of, llama, stock, text
 
 
 @pytest.fixture(scope="module")
 def small(tokenizer: Any) -> LoadedBase:
     return base_of(llama(vocab_size=len(tokenizer)), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def bare() -> Any:
-    return llama()
 
 
 HOT = {"do_sample": True, "temperature": 3.0}  # hot enough that a random model says many things
@@ -192,36 +184,6 @@ def test_each_token_is_the_one_at_its_random_number_in_transformers_own_distribu
             assert low - 1e-5 < numbers.at([(row, t)])[0] < high + 1e-5
             looked += 1
     assert looked > 300
-
-
-# --- a prompt is read once ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("times", [2, 20, 200])
-def test_a_prompt_asked_many_times_is_read_once(bare: Any, times: int) -> None:
-    """With 200 it is a group of its own, of whose rows at most 128 run at once; else it is copied."""
-    ids = [[3 + i, *range(4, 40 + i)] for i in range(5)]
-    alone = continued(bare, ids, 3)
-    with counted(bare) as seen:
-        assert continued(bare, [p for p in ids for _ in range(times)], 3) == [a for a in alone for _ in range(times)]
-    again = 5 if times > 128 else 0  # a last token, where all of the first 128 have ended when the others begin
-    assert sum(seen) == 1 + sum(map(len, ids)) + 5 * times * 2 + again
-
-
-def test_copies_that_wait_for_room_are_not_read_again(bare: Any) -> None:
-    """Four slots for twenty rows that end one by one."""
-    with rows_attention(bare):
-        one = bytes_per_token(bare)
-    prompt, ended = list(range(3, 33)), itertools.count()
-    with counted(bare) as seen:
-        said = generate(
-            bare, [prompt] * 20, max_new_tokens=8, pick=lambda _rows, _ids, logits: logits.argmax(-1),
-            ended=lambda said: len(said) > 2 and next(ended) % 3 == 0, room=Room(64), cache_bytes=4 * 9 * one,
-        )  # fmt: skip
-    (whole,) = continued(bare, [prompt], 8)
-    assert all(answer == whole[: len(answer)] for answer in said)
-    assert len({len(answer) for answer in said}) > 2
-    assert sum(n for n in seen if n > 4) == len(prompt) - 1  # and one token of its own, where no row had it any more
 
 
 # --- scored by lm-eval's own task -----------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import transformers
 from torch._dynamo.utils import counters
 
 from harness import attention
-from harness.attention import fits, reach
 from harness.base import LoadedBase
+from harness.by_rows import fits, reach
 from harness.cell import Run
 from harness.data.chat import Tokens
 from harness.data.tokens import Store, TokenSequences

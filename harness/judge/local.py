@@ -3,7 +3,7 @@
 from typing import Any
 
 from harness import base as bases
-from harness.attention import reach
+from harness.by_rows import reach
 from harness.cell import Base, Run
 from harness.data.chat import end_of_turn, render, stop_ids
 from harness.data.encode import encode

@@ -106,7 +106,7 @@ def dialogue_bits(base: Any, model: Any, dialogues: Sequence[list[Message]], tok
     """-log2 p of each dialogue's turns, header left out, by `model`: the base of this tokenizer."""
     from tqdm import tqdm
 
-    from harness.attention import reach
+    from harness.by_rows import reach
     from harness.scoring import Continuation, Room, score
 
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048

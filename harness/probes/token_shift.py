@@ -94,7 +94,7 @@ def compare(
     import torch
     from tqdm import tqdm
 
-    from harness.attention import fits
+    from harness.by_rows import fits
     from harness.logits import AnswerLogits
     from harness.scoring import Continuation, Room
 

@@ -72,14 +72,18 @@ def generate(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
 
 
 def samples(knobs: Knobs, place: Place = CPU) -> Iterator[Row]:
-    """16 answers of 24 tokens to each of eight questions: alone, then behind two solved ones that all share."""
+    """16 answers of 24 tokens to each of eight questions: alone, behind two solved ones that all share, or two each."""
     place.check()
     many = 2 if knobs.tiny else SAMPLES
     for dtype in DTYPES:
         base = models.load(place.model(), dtype, place.device)
-        for shots in (0, 2):
-            work = f"samples{', two examples' * bool(shots)} {_short(dtype)}{place.suffix}"
-            asked = problems(2 if knobs.tiny else 8, shots=shots)
+        for shown, how in (
+            ("", {"shots": 0}),
+            (", two examples", {"shots": 2}),
+            (", two each", {"shots": 2, "own": True}),
+        ):
+            work = f"samples{shown} {_short(dtype)}{place.suffix}"
+            asked = problems(2 if knobs.tiny else 8, **how)
             requests = [request for request in sampling_requests(asked, 24) for _ in range(many)]
             few = requests[: len(requests) // 4]
             size = _best_size(work, base, "generate_until", few, (4,) if knobs.tiny else PEER_GENERATION_SIZES)

@@ -55,12 +55,12 @@ def letters(questions: list[Question]) -> list[Question]:
     return lettered
 
 
-def problems(count: int, shots: int = 8, seed: int = 0) -> list[Problem]:
-    """Sums in words after `shots` solved ones that all share."""
+def problems(count: int, shots: int = 8, seed: int = 0, *, own: bool = False) -> list[Problem]:
+    """Sums in words after `shots` solved ones that all share, or each after its `own`."""
     draw = random.Random(seed)
-    opening = "".join("{} {}\n\n".format(*_problem(draw)[:2]) for _ in range(shots))
+    openings = ["".join("{} {}\n\n".format(*_problem(draw)[:2]) for _ in range(shots)) for _ in range(count**own)]
     asked = [_problem(draw) for _ in range(count)]
-    return [Problem(opening + question, number) for question, _, number in asked]
+    return [Problem(openings[i * own] + question, number) for i, (question, _, number) in enumerate(asked)]
 
 
 def scoring_requests(questions: list[Question]) -> list[tuple[str, str]]:
