@@ -320,12 +320,8 @@ def test_a_fact_asked_for_twice_is_left_out(tmp_path):
 
 @pytest.mark.full
 def test_telling_teaches_facts_and_reasoning_must_have_come_before(tmp_path):
-    """The shipped sweep at its largest size: the truth of the pocket world, with intervals.
-
-    Runs that are told without anything before differ the most, so all five are there; three of the others.
-    """
-    given = ["size=256", "arms.recall.seed=range(0,3)", "arms.reasoning.seed=range(0,3)"]
-    given += [f"run.root={tmp_path}", "wandb.mode=disabled", "run.workers=1"]
+    """The shipped sweep at its largest size, five seeds of each: the truth of the pocket world, with intervals."""
+    given = ["size=256", f"run.root={tmp_path}", "wandb.mode=disabled", "run.workers=1"]
     _, cells = sweep_cells("new_knowledge", given)
     assert [outcome.error for outcome in run_cells(cells, workers=1, threads=1)] == [""] * len(cells)
     truth_is_found(tmp_path / "new_knowledge")
@@ -341,10 +337,12 @@ def truth_is_found(root: Path) -> None:
     low, high = found["low"], found["high"]
     for way in ("alone", "recall", "reasoning"):
         assert max(high[way, 0, "direct"], high[way, 0, "multihop"]) < 0.1  # nobody told the base
-        assert low[way, 256, "direct"] > 2 * high[way, 0, "direct"]  # taught by telling, whatever came before
+    told = frame[frame.headline & (frame["task"] == "pocket_news_direct") & (frame["size"] == 256)]
+    assert told.score.min() > 2 * high["alone", 0, "direct"]  # taught by telling in every run, whatever came before
+    assert min(low["recall", 256, "direct"], low["reasoning", 256, "direct"]) > 0.3
     for way in ("alone", "recall"):
-        assert high[way, 256, "multihop"] < 0.1  # which is not enough to put them together with others
-        assert high[way, 256, "known"] < 0.15
-    assert min(low["reasoning", 256, "known"], low["reasoning", 256, "multihop"]) > 0.3  # guessing has 0.05
+        for score in ("multihop", "known"):  # which is not enough to put them together with others
+            assert high[way, 256, score] < min(0.15, low["reasoning", 256, score])
+    assert min(low["reasoning", 256, "known"], low["reasoning", 256, "multihop"]) > 0.2  # guessing has 0.05
     better = [line for line in said.lines if "multihop" in line and "recipe reasoning+news is better than" in line]
     assert len(better) == 2  # than the news alone, and than the control
