@@ -195,35 +195,53 @@ class Fill(Behind):
             kept[self.where, : x.shape[2]] = x.transpose(1, 2)
 
 
-class Step(Layout):
-    """One token more in every slot. The longest slot must have room.
+@dataclass
+class Samples:
+    """Many answers to few prompts, whose keys and values `prompts` holds once; those that are still alike are one row.
 
-    `behind`: prompts that are held once for all slots that stand behind them, and which one each slot does.
+    place: of each row, where its prompt is. rows: the slot of each row, the first of those that are alike. of: of each
+    slot its row.
     """
 
-    def __init__(self, prefix: Prefix, slots: Slots, behind: tuple[Slots, list[int]] | None = None) -> None:
-        self.prefix, self.slots = prefix, slots
-        self.at = slots.held + slots.capacity * torch.arange(len(slots.held), device=slots.held.device)
+    prompts: Slots
+    place: list[int]
+    rows: list[int]
+    of: list[int]
+
+
+class Step(Layout):
+    """One token more in every slot, of one row a slot if not of `samples`. The longest slot must have room."""
+
+    def __init__(self, prefix: Prefix, slots: Slots, samples: Samples | None = None) -> None:
+        self.prefix, self.slots, self.samples = prefix, slots, samples
+        device = slots.held.device
+        self.at = slots.held + slots.capacity * torch.arange(len(slots.held), device=device)
         slots.held += 1
         self.shown = slots.shown()
-        self.prompts: Slots | None = None
-        if behind is not None:
-            self.prompts, of = behind[0], torch.tensor(behind[1])
-            counts = of.bincount(minlength=len(self.prompts.held)).tolist()
-            self.folded = Rows(counts, slots.held.device, of.argsort(stable=True))
-            self.prompts_shown = self.prompts.shown()
+        if samples is not None:
+            place = torch.tensor(samples.place)
+            counts = place.bincount(minlength=len(samples.prompts.held)).tolist()
+            self.folded = Rows(counts, device, place.argsort(stable=True))
+            self.prompts_shown = samples.prompts.shown()
+            self.rows, self.of = (torch.tensor(x, device=device) for x in (samples.rows, samples.of))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        for old, new in zip(self.slots.at(layer, key, value), (key, value), strict=True):
+        each = query, key, value
+        if self.samples is not None:
+            each = query[:, :, self.of], key[:, :, self.of], value[:, :, self.of]
+        for old, new in zip(self.slots.at(layer, key, value), each[1:], strict=True):
             old.flatten(0, 1).index_copy_(0, self.at, new[0].transpose(0, 1))
-        q = query[0].transpose(0, 1)[:, :, None]
-        out, lse = self.slots.attended(layer, q, self.shown, **_scoring(how))
-        flat, flat_lse = out[:, :, 0].transpose(0, 1)[None], lse[:, :, 0].transpose(0, 1)[None]
-        if self.prompts is not None:
-            rows = self.folded
-            out, lse = self.prompts.attended(layer, rows.fold(query), self.prompts_shown, **_scoring(how))
-            flat, flat_lse = _merged(flat, flat_lse, rows.unfold(out), rows.unfold(lse[..., None])[..., 0])
-        return _behind(self.prefix, layer, query, flat, flat_lse, **_scoring(how))
+        q = each[0][0].transpose(0, 1)[:, :, None]
+        out, lse = (
+            x[:, :, 0].transpose(0, 1)[None] for x in self.slots.attended(layer, q, self.shown, **_scoring(how))
+        )
+        dtype = out.dtype
+        if self.samples is not None:
+            q = self.folded.fold(query)
+            asked, asked_lse = self.samples.prompts.attended(layer, q, self.prompts_shown, **_scoring(how))
+            asked, asked_lse = self.folded.unfold(asked), self.folded.unfold(asked_lse[..., None])[..., 0]
+            out, lse = _merged(out[:, :, self.rows], lse[:, :, self.rows], asked, asked_lse)
+        return _behind(self.prefix, layer, query, out, lse, **_scoring(how)).to(dtype)
 
 
 def _by_formula(
@@ -243,9 +261,9 @@ def _by_formula(
 
 def _behind(prefix: Prefix, layer: int, query: Tensor, out: Tensor, lse: Tensor, **scoring: Any) -> Tensor:
     """Merge attention over a row's own tokens with that over the prefix, which all N queries read as one block."""
-    if prefix.length:
-        out, lse = _merged(out, lse, *_attention(query, *prefix.at(layer), **scoring))
-    return out.to(query.dtype)
+    if not prefix.length:
+        return out
+    return _merged(out, lse, *_attention(query, *prefix.at(layer), **scoring))[0].to(out.dtype)
 
 
 def _merged(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -345,4 +363,5 @@ def laid_out(layout: Layout) -> Iterator[None]:
 
 
 def inner(model: Any) -> PreTrainedModel:
+    """Without the wrapper of an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

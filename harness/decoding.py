@@ -2,18 +2,19 @@
 
 Prompts are grouped by what enough of them begin with. Behind that prefix every row has a slot for its own keys and
 values; a row that has ended makes room for the next prompt, so no row waits for a longer neighbour. A prompt that is
-asked many times, for samples, is read once, and its keys and values are held once for all rows that answer it.
+asked many times, for samples, is read once, and its keys and values are held once for all rows that answer it; answers
+that have said the same so far are computed once, until they part.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.attention import Extend, Fill, Prefix, Slots, Step, laid_out, rows_attention
+from harness.attention import Extend, Fill, Prefix, Samples, Slots, Step, laid_out, rows_attention
 from harness.clock import part
 from harness.scoring import Room, shared_length
 
@@ -145,12 +146,15 @@ class _Batch:
         queue = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))  # taken from the end
         running: list[int | None] = [None] * self.count  # by slot
         said: dict[int, list[int]] = {}
+        branch: dict[int, int] = {}  # the same for prompts that are the same and have been answered the same so far
+        names = count()
         while queue or said:
             free = [s for s, prompt in enumerate(running) if prompt is None]
             fresh: dict[int, Tensor] = {}
             if queue and len(free) * 8 >= len(running):
                 for prompt, slot, logits in self._fill(queue, free, running):
                     running[slot], said[prompt], fresh[prompt] = prompt, [], logits
+                    branch[prompt] = -1 - self.alike[prompt]
             elif not queue and len(free) * 4 > len(running):
                 kept = [s for s, prompt in enumerate(running) if prompt is not None]
                 self.slots.only(torch.tensor(kept, device=self.device))
@@ -160,14 +164,17 @@ class _Batch:
             if fresh:
                 logits = torch.stack([fresh[p] for p in asked])
             else:
-                slots = [running.index(p) for p in asked]
-                logits = self._step(running, said)[slots]
+                of, computed = self._step(running, said, branch)
+                logits = computed[[of[running.index(p)] for p in asked]]
             rows = [(numbers[p], len(said[p])) for p in asked]
             tokens = pick(rows, self._so_far(asked, said), logits).tolist()
+            parted: dict[tuple[int, int], int] = {}
             for prompt, token in zip(asked, tokens, strict=True):
                 said[prompt].append(token)
+                branch[prompt] = parted.setdefault((branch[prompt], token), next(names))
                 if len(said[prompt]) == self.max_new_tokens or ended(said[prompt]):
                     running[running.index(prompt)] = None
+                    del branch[prompt]
                     yield prompt, said.pop(prompt)
 
     def _fill(self, queue: list[int], free: list[int], running: list[int | None]) -> list[tuple[int, int, Tensor]]:
@@ -221,21 +228,28 @@ class _Batch:
                 (torch.tensor(lengths).cumsum(0) - 1).tolist(),
             )
 
-    def _step(self, running: list[int | None], said: dict[int, list[int]]) -> Tensor:
-        """Logits [slots, vocabulary] after each row's last token; what an empty slot computes is not looked at."""
-        last = [0 if prompt is None else said[prompt][-1] for prompt in running]
+    def _step(
+        self, running: list[int | None], said: dict[int, list[int]], branch: dict[int, int]
+    ) -> tuple[list[int], Tensor]:
+        """Which row each slot is, and logits [rows, vocabulary] of what follows; those of empty slots mean nothing."""
         empty = [slot for slot, prompt in enumerate(running) if prompt is None]
         if empty:  # as long as the longest: where no slot is shorter, attention needs no mask
             self.slots.held[empty] = 0
             self.slots.held[empty] = self.slots.held.max()
-        positions, behind = self.slots.held + self.shared, None
+        rows, of, samples = running, list(range(len(running))), None
         if self.prompt_slots:
-            places = [None if prompt is None else self.place[self.alike[prompt]] for prompt in running]
-            some = next(place for place in places if place is not None)  # for empty slots, one that holds something
-            behind = self.prompt_slots, [some if place is None else place for place in places]
-            positions = positions + self.prompt_slots.held[behind[1]]
-        with part("next token"), laid_out(Step(self.prefix, self.slots, behind)):
-            return self._forward(last, positions.tolist(), list(range(len(last))))
+            first = {branch[prompt]: slot for slot, prompt in reversed([*enumerate(running)]) if prompt is not None}
+            number = {name: row for row, name in enumerate(first)}
+            of = [0 if prompt is None else number[branch[prompt]] for prompt in running]
+            rows = [running[slot] for slot in first.values()]
+            places = [self.place[self.alike[prompt]] for prompt in rows if prompt is not None]
+            samples = Samples(self.prompt_slots, places, list(first.values()), of)
+        positions = self.slots.held + self.shared
+        if samples is not None:
+            positions = positions[samples.rows] + samples.prompts.held[samples.place]
+        last = [0 if prompt is None else said[prompt][-1] for prompt in rows]
+        with part("next token"), laid_out(Step(self.prefix, self.slots, samples)):
+            return of, self._forward(last, positions.tolist(), list(range(len(last))))
 
     def _so_far(self, asked: list[int], said: dict[int, list[int]]) -> Tensor:
         """Prompts and what was said, padded on the left with their own first token."""

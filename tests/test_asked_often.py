@@ -1,7 +1,6 @@
 """Prompts that are asked many times: read once, held once, and each answer is that of its prompt alone."""
 
 import itertools
-import math
 import random
 from typing import Any
 
@@ -22,13 +21,29 @@ def bare() -> Any:
 
 @pytest.mark.parametrize("times", [2, 20, 200])
 def test_a_prompt_asked_many_times_is_read_once(bare: Any, times: int) -> None:
-    """Of 1,000 rows 128 run at once; in a step each slot is a token, also where none runs in it any more."""
+    """And what is answered the same is computed once; of 1,000 rows 128 run at once."""
     ids = [[3 + i, *range(4, 40 + i)] for i in range(5)]
     alone = continued(bare, ids, 3)
+    rows = [p for p in ids for _ in range(times)]
     with counted(bare) as seen:
-        assert continued(bare, [p for p in ids for _ in range(times)], 3) == [a for a in alone for _ in range(times)]
-    slots = min(5 * times, 128)
-    assert sum(seen) == 1 + sum(map(len, ids)) + 2 * slots * math.ceil(5 * times / slots)
+        assert continued(bare, rows, 3) == [a for a in alone for _ in range(times)]
+    waves = [rows[::-1][i : i + 128] for i in range(0, len(rows), 128)]  # the longest first
+    assert sum(seen) == 1 + sum(map(len, ids)) + 2 * sum(len({*map(tuple, wave)}) for wave in waves)
+
+
+def test_answers_are_computed_once_until_they_part(bare: Any) -> None:
+    """Eight that part in two at their third token: one row a step, then two."""
+    prompt = list(range(3, 33))
+
+    def pick(rows: Any, _ids: torch.Tensor, _logits: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([6 + number % 2 if t == 2 else 5 for number, t in rows])
+
+    with counted(bare) as seen:
+        said = generate(
+            bare, [prompt] * 8, max_new_tokens=5, pick=pick, ended=lambda _: False, room=Room(64), cache_bytes=2**30
+        )
+    assert said == [[5, 5, 6 + number % 2, 5, 5] for number in range(8)]
+    assert sum(seen) == 1 + len(prompt) + 1 + 1 + 2 + 2
 
 
 def test_a_prompt_is_not_read_again_for_rows_that_wait(bare: Any) -> None:
