@@ -341,8 +341,8 @@ def truth_is_found(root: Path) -> None:
     assert told.score.min() > 2 * high["alone", 0, "direct"]  # taught by telling in every run, whatever came before
     assert min(low["recall", 256, "direct"], low["reasoning", 256, "direct"]) > 0.3
     for way in ("alone", "recall"):
-        for score in ("multihop", "known"):  # which is not enough to put them together with others
-            assert high[way, 256, score] < min(0.15, low["reasoning", 256, score])
-    assert min(low["reasoning", 256, "known"], low["reasoning", 256, "multihop"]) > 0.2  # guessing has 0.05
+        assert high[way, 256, "multihop"] < 0.1  # which is not enough to put them together with others
+        assert high[way, 256, "known"] < 0.15
+    assert min(low["reasoning", 256, "known"], low["reasoning", 256, "multihop"]) > 0.3  # guessing has 0.05
     better = [line for line in said.lines if "multihop" in line and "recipe reasoning+news is better than" in line]
     assert len(better) == 2  # than the news alone, and than the control
